@@ -1,0 +1,39 @@
+# Each target works on a fresh machine that has Python >= 3.11 and nothing else.
+PYTHON ?= python3
+RUN := .venv/bin/python -m
+
+.PHONY: gate4 test lint bench goldens selftest clean
+
+gate4: .venv/engine.stamp
+	$(RUN) harness.cli models fetch smollm2-135m-instruct
+	$(RUN) pytest -m gate4 $(GATE_ARGS)
+
+test: .venv/dev.stamp
+	$(RUN) harness.cli models fetch smollm2-135m-instruct
+	$(RUN) pytest tests $(TEST_ARGS)
+
+lint: .venv/dev.stamp
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+bench: .venv/engine.stamp
+	$(RUN) engine.cli bench $(BENCH_ARGS)
+
+selftest: .venv/dev.stamp
+	$(RUN) harness.cli selftest
+
+goldens: .venv/oracle.stamp
+	$(RUN) tests.goldens.make_goldens
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("haikugate needs Python >= 3.11, got " + sys.version.split()[0] + "; run: make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+
+# One stamp for each set of extras: an install is repeated only when pyproject.toml changes.
+.venv/%.stamp: .venv/bin/python pyproject.toml
+	$(RUN) pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist
