@@ -1,0 +1,1 @@
+"""The pytest plugin: options, hooks and fixtures; the work stays in plain modules."""
