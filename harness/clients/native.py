@@ -1,0 +1,87 @@
+"""The client of the native API: every route of the engine's contract."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from harness.clients.http import Http, LiveExchange, OnEvent, json_body
+from harness.observation import Exchange
+from harness.transport import DEFAULT_LIMITS, Endpoint, Headers, TransportLimits
+
+READY_LIMITS = TransportLimits(total_s=2.0, connect_s=1.0, wire_bytes=1 << 20)
+
+
+class NativeClient:
+    """Speaks the reference engine's API. A `headers` field of a request becomes HTTP headers."""
+
+    kind: ClassVar[str] = "native"
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        limits: TransportLimits = DEFAULT_LIMITS,
+        on_exchange: Callable[[Exchange], None] | None = None,
+    ) -> None:
+        self.http = Http(endpoint, limits, on_exchange)
+
+    def is_ready(self) -> bool:
+        """Whether /health answers 200."""
+        return self.raw("GET", "/health", limits=READY_LIMITS).status == 200
+
+    def execute(self, *, headers: Headers = (), **fields: Any) -> Exchange:
+        """POST /execute, read to its end; `job_id` is made up where it is not given."""
+        return self.http.exchange("POST", "/execute", _job(fields), headers)
+
+    def start(
+        self, *, on_event: OnEvent | None = None, headers: Headers = (), **fields: Any
+    ) -> LiveExchange:
+        """POST /execute in the background."""
+        return self.http.open("POST", "/execute", _job(fields), headers, on_event)
+
+    def cancel(self, job_id: str) -> Exchange:
+        """POST /cancel."""
+        return self._post("/cancel", job_id=job_id)
+
+    def health(self) -> Exchange:
+        """GET /health."""
+        return self.raw("GET", "/health")
+
+    def metrics(self) -> Exchange:
+        """GET /metrics, Prometheus text."""
+        return self.raw("GET", "/metrics")
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> Exchange:
+        """POST /tokenize."""
+        return self._post("/tokenize", text=text, add_special=add_special)
+
+    def detokenize(self, ids: Sequence[int]) -> Exchange:
+        """POST /detokenize."""
+        return self._post("/detokenize", ids=list(ids))
+
+    def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Exchange:
+        """POST /score: how this engine's model judges the given completion tokens."""
+        return self._post(
+            "/score", prompt_ids=list(prompt_ids), completion_ids=list(completion_ids)
+        )
+
+    def shutdown(self) -> Exchange:
+        """POST /shutdown."""
+        return self.http.exchange("POST", "/shutdown")
+
+    def raw(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Headers = (),
+        limits: TransportLimits | None = None,
+    ) -> Exchange:
+        """Any request, also one that the contract forbids."""
+        return self.http.exchange(method, path, body, headers, limits)
+
+    def _post(self, path: str, **fields: Any) -> Exchange:
+        return self.http.exchange("POST", path, json_body(fields))
+
+
+def _job(fields: dict[str, Any]) -> bytes:
+    return json_body({"job_id": str(uuid.uuid4()), **fields})
