@@ -1,0 +1,81 @@
+"""Saboteurs that answer without inference, or with somebody else's."""
+
+import hashlib
+import json
+import re
+
+from starlette.responses import Response, StreamingResponse
+
+from harness.saboteurs.proxy import Body, Events, Saboteur
+from harness.saboteurs.stream_shape import end_event, script
+
+CANNED = "Silent cores ignite, / ten thousand threads weave the light, / answers bloom at dawn."
+
+
+class CannedText(Saboteur):
+    """Streams one prepared text whatever is asked."""
+
+    name = "canned-text"
+    cheat = "answers every request with the same prepared text"
+    caught_by = "G4-HAIKU"
+
+    def text(self, body: Body) -> str:
+        """What is answered."""
+        return CANNED
+
+    async def execute(self, body: Body, headers: dict[str, str]) -> Response:
+        """Stream the text as tokens of the real tokenizer."""
+        self.n_jobs += 1
+        checked = await self.upstream.post("/execute", json={**body, "max_tokens": 1})
+        if checked.status_code != 200:
+            return Response(checked.content, checked.status_code, media_type="application/json")
+        ids = (await self.post("/tokenize", {"text": self.text(body)}))["ids"]
+        pieces = [(await self.post("/detokenize", {"ids": [i]}))["text"] for i in ids]
+        wanted = int(body.get("max_tokens", 2048))
+        events = script(body, list(zip(pieces, ids, strict=True))[:wanted])
+        encoded = (event.encode() for event in events)
+        return StreamingResponse(encoded, media_type="text/event-stream")
+
+
+class TemplateHaiku(CannedText):
+    """Finds the asked words in the prompt and puts them into a prepared haiku."""
+
+    name = "template-haiku"
+    cheat = "inserts the minute word and the code word of the prompt into a prepared haiku"
+    caught_by = "G4-GENUINE-RESCORE"
+
+    def text(self, body: Body) -> str:
+        """A haiku with every rare-looking word of the prompt's end."""
+        prompt = str(body.get("prompt") or body.get("messages") or "")
+        words = re.findall(r"[A-Za-z]+(?:-[a-z]+)?|[A-Za-z0-9]{4,12}", prompt)[-40:]
+        return f" {' '.join(dict.fromkeys(words))}\nsilent cores ignite\nanswers bloom at dawn"
+
+
+class HashText(CannedText):
+    """A deterministic text of random words: seeds and lengths look right, no model runs."""
+
+    name = "hash-text"
+    cheat = "draws words from a hash of prompt and seed instead of running the model"
+    caught_by = "G4-GENUINE-RESCORE"
+
+    def text(self, body: Body) -> str:
+        """Words drawn from a hash of the request."""
+        asked = {k: v for k, v in body.items() if k not in ("job_id", "max_tokens")}
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
+        words = ("warp", "lattice", "silicon", "dawn", "river", "stone", "ember", "cloud")
+        return "".join(f" {words[byte % 8]}" for byte in digest * 8)
+
+
+class EmptySuccess(Saboteur):
+    """Ends a failed job as if it had simply produced nothing."""
+
+    name = "swallows-oom"
+    cheat = "turns every error event, out of memory included, into an empty successful end"
+    caught_by = "G4-OOM-EVENT"
+
+    async def events(self, body: Body, events: Events) -> Events:
+        """Pass events on; an error becomes an end."""
+        seen = 0
+        async for event in events:
+            seen += event.type == "token"
+            yield end_event(seen, "length") if event.type == "error" else event

@@ -1,0 +1,173 @@
+"""Saboteurs that keep what must not be kept, or do not stop what must stop."""
+
+import asyncio
+import json
+from typing import ClassVar
+
+from starlette.responses import Response
+
+from harness.saboteurs.proxy import Body, Events, Saboteur, ServerEvent
+from harness.saboteurs.stream_shape import changed
+
+
+def request_key(body: Body) -> str:
+    """What makes two requests the same to a cache: everything but the job's id."""
+    return json.dumps({k: v for k, v in body.items() if k != "job_id"}, sort_keys=True)
+
+
+class ResponseCache(Saboteur):
+    """Replays an earlier answer to the same request."""
+
+    name = "response-cache"
+    cheat = "replays the stored answer when a request comes again"
+    caught_by = "G4-GENUINE-CACHE"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, list[ServerEvent]] = {}
+
+    async def execute(self, body: Body, headers: dict[str, str]) -> Response:
+        """From the store where it can; the engine is asked only once."""
+        if request_key(body) not in self.kept:
+            checked = await self.upstream.post("/execute", json={**body, "max_tokens": 1})
+            if checked.status_code != 200:
+                return Response(checked.content, checked.status_code, checked.headers)
+        return await super().execute(body, headers)
+
+    async def events(self, body: Body, events: Events) -> Events:
+        """Store on the first time, replay afterwards."""
+        key = request_key(body)
+        if key in self.kept:
+            for event in self.kept[key]:
+                shown = event.type == "started"
+                yield changed(event, job_id=body["job_id"]) if shown else event
+            return
+        seen = []
+        async for event in events:
+            seen.append(event)
+            yield event
+        if seen and seen[-1].type == "end":
+            self.kept[key] = seen
+
+
+class Coalescing(Saboteur):
+    """Runs equal concurrent requests once and gives all the same answer."""
+
+    name = "request-coalescing"
+    cheat = "runs identical concurrent requests once, seeds ignored, and copies the answer"
+    caught_by = "G4-GENUINE-COALESCE"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: dict[str, asyncio.Future[list[ServerEvent]]] = {}
+
+    async def events(self, body: Body, events: Events) -> Events:
+        """The first of equal requests runs; the others wait for its answer."""
+        key = request_key({k: v for k, v in body.items() if k != "seed"})
+        if key in self.running:
+            for event in await asyncio.shield(self.running[key]):
+                shown = event.type == "started"
+                yield changed(event, job_id=body["job_id"]) if shown else event
+            return
+        self.running[key] = asyncio.get_running_loop().create_future()
+        seen = []
+        try:
+            async for event in events:
+                seen.append(event)
+                yield event
+        finally:
+            self.running.pop(key).set_result(seen)
+
+
+class Contamination(Saboteur):
+    """Lets one request see the one before."""
+
+    name = "cross-request-contamination"
+    cheat = "prepends the end of the previous request's prompt to the next one"
+    caught_by = "G4-GENUINE-CANARY"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = ""
+
+    async def request(self, body: Body) -> Body:
+        """Carry a piece of the last prompt along."""
+        if not isinstance(body.get("prompt"), str):
+            return body
+        carried, self.before = self.before, body["prompt"][-200:]
+        return {**body, "prompt": carried + body["prompt"]}
+
+
+class IgnoresCancel(Saboteur):
+    """Acknowledges a cancel and goes on."""
+
+    name = "ignores-cancel"
+    cheat = "answers /cancel with 202 and keeps generating"
+    caught_by = "G4-CANCEL-STOPS"
+
+    async def cancel(self, body: Body) -> bool:
+        """Drop it."""
+        return False
+
+
+class IgnoresDisconnect(Saboteur):
+    """Finishes jobs whose client is gone."""
+
+    name = "ignores-disconnect"
+    cheat = "keeps generating for clients that went away"
+    caught_by = "G4-CANCEL-DISCONNECT"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pumps: set[asyncio.Task[None]] = set()
+
+    async def events(self, body: Body, events: Events) -> Events:
+        """Read the engine to its end in a task of its own."""
+        queue: asyncio.Queue[ServerEvent | None] = asyncio.Queue()
+        asked = {**body, "job_id": f"{body['job_id']}-kept"}
+        started = await anext(events)
+        yield started
+
+        async def pump() -> None:
+            await self.post("/cancel", {"job_id": body["job_id"]})
+            for event in await self.ask(asked):
+                queue.put_nowait(event)
+            queue.put_nowait(None)
+
+        task = asyncio.create_task(pump())
+        self.pumps.add(task)
+        task.add_done_callback(self.pumps.discard)
+        while (event := await queue.get()) is not None:
+            if event.type != "started":
+                yield event
+
+
+class LeaksPerCancel(Saboteur):
+    """Keeps memory for every cancelled job."""
+
+    name = "leaks-per-cancel"
+    cheat = "leaks 8 MiB for every cancelled job"
+    caught_by = "G4-CANCEL-MEMORY"
+    leaked: ClassVar[list[bytearray]] = []
+
+    async def cancel(self, body: Body) -> bool:
+        """Pass it on and forget to free."""
+        self.leaked.append(bytearray(b"\xa5") * (8 << 20))
+        return True
+
+
+class RestartsOnOutOfMemory(Saboteur):
+    """Dresses a restart as recovery."""
+
+    name = "restarts-on-oom"
+    cheat = "kills and restarts its engine on out-of-memory and calls it recovery"
+    caught_by = "G4-OOM-ALIVE"
+
+    async def events(self, body: Body, events: Events) -> Events:
+        """On VRAM_OOM the engine process is replaced."""
+        async for event in events:
+            if event.type == "error" and event.body.get("code") == "VRAM_OOM":
+                yield event
+                await self.restart()
+                return
+            yield event
