@@ -1,0 +1,87 @@
+"""How an engine comes to run: as a process, in a container, or already somewhere."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from harness.clients import EngineClient
+from harness.observation import Json
+
+
+@dataclass(frozen=True)
+class LaunchSpec:
+    """What to launch: a command template with {port} or {uds}, and {model}.
+
+    `args` follow the command, `env` is laid over the launcher's own environment.
+    """
+
+    command: tuple[str, ...]
+    model_path: Path
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    ready_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class ExitFacts:
+    """How a process ended. `code` is negative for a signal, None where nobody can know it.
+
+    `timed_out`: the harness killed it because its time was over.
+    """
+
+    code: int | None
+    stdout: str
+    stderr: str
+    duration_s: float
+    pid: int | None
+    timed_out: bool = False
+
+
+class RunningEngine(Protocol):
+    """One launched engine. `stopped` means that the harness stopped it, not that it died."""
+
+    @property
+    def client(self) -> EngineClient: ...
+
+    @property
+    def base_url(self) -> str: ...
+
+    @property
+    def uds(self) -> str | None: ...
+
+    @property
+    def model_path(self) -> Path: ...
+
+    @property
+    def model_sha256(self) -> str: ...
+
+    @property
+    def spec(self) -> LaunchSpec: ...
+
+    @property
+    def launcher(self) -> "Launcher": ...
+
+    @property
+    def stopped(self) -> bool: ...
+
+    def log_lines(self) -> list[str]: ...
+
+    def process_facts(self) -> dict[str, Json] | None: ...
+
+    def signal(self, number: int) -> None: ...
+
+    def alive(self) -> bool: ...
+
+    def stop(self, timeout_s: float = 10.0) -> ExitFacts: ...
+
+
+class Launcher(Protocol):
+    """Starts engines of one kind; LaunchError says in one line why one does not run."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def launch(self, spec: LaunchSpec) -> RunningEngine: ...
+
+    def run_to_exit(self, spec: LaunchSpec, timeout_s: float) -> ExitFacts: ...

@@ -1,0 +1,199 @@
+"""Launching: readiness, deadlines, groups that die, ports that get lost, logs that stay bounded."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import psutil
+import pytest
+
+import harness.launch.process as process_module
+from harness.errors import LaunchError
+from harness.launch import Launcher, LaunchSpec, RunningEngine
+from harness.launch.attach import AttachLauncher
+from harness.launch.logs import MAX_LINE_BYTES, MAX_LINES
+from harness.launch.process import ProcessLauncher, file_sha256
+from harness.transport import Endpoint
+
+CANNED = str(Path(__file__).parent.parent / "canned_engine.py")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "a model.gguf"
+    path.write_bytes(b"weights")
+    return path
+
+
+def spec(model: Path, misbehave: str = "", timeout_s: float = 20.0) -> LaunchSpec:
+    return LaunchSpec(
+        command=(sys.executable, CANNED, "--port", "{port}", "--model", "{model}"),
+        model_path=model,
+        args=("--misbehave", misbehave),
+        ready_timeout_s=timeout_s,
+    )
+
+
+def gone(pid: int) -> bool:
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_launched_engine_answers_and_stops(model: Path, tmp_path: Path) -> None:
+    launcher: Launcher = ProcessLauncher(log_dir=tmp_path)
+    engine: RunningEngine = launcher.launch(spec(model))
+    try:
+        assert engine.alive()
+        assert not engine.stopped
+        assert json.loads(engine.client.health().body)["model"] == "a model.gguf"
+        facts = engine.process_facts()
+        assert facts is not None
+        assert facts["rss_bytes"] > 1_000_000
+        assert facts["threads"] >= 1
+        assert facts["listening"] == [engine.base_url.removeprefix("http://")]
+        assert any("python" in path for path in facts["maps"])
+        assert engine.model_sha256 == sha256(b"weights").hexdigest()
+        assert any('"ready"' in line for line in engine.log_lines())
+    finally:
+        ended = engine.stop()
+    assert ended.code == -signal.SIGTERM
+    assert not ended.timed_out
+    assert engine.stopped
+    assert gone(facts["pid"])
+    assert engine.process_facts() is None
+    assert engine.stop() is ended
+    assert '"ready"' in ended.stdout
+    assert '"ready"' in next(tmp_path.glob("engine-*.log")).read_text()
+
+
+def test_it_runs_in_its_own_session_and_learns_nothing_of_the_test(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAIKUGATE_SIGNING_KEY", "key")
+    engine = ProcessLauncher().launch(spec(model))
+    try:
+        ready = next(line for line in engine.log_lines() if '"ready"' in line)
+        env = json.loads(ready)["env"]
+        assert not [name for name in env if name.startswith(("HAIKUGATE_", "PYTEST_"))]
+        assert os.getsid(engine.pid) == engine.pid != os.getsid(0)
+    finally:
+        engine.stop()
+
+
+def test_children_die_with_the_engine(model: Path) -> None:
+    engine = ProcessLauncher().launch(spec(model, "child"))
+    child = int(next(x for x in engine.log_lines() if x.startswith("child ")).split()[1])
+    assert psutil.pid_exists(child)
+    engine.stop()
+    assert gone(child)
+
+
+def test_an_engine_deaf_to_sigterm_is_killed(model: Path) -> None:
+    engine = ProcessLauncher().launch(spec(model, "deaf"))
+    ended = engine.stop(timeout_s=0.3)
+    assert (ended.code, ended.timed_out) == (-signal.SIGKILL, True)
+
+
+def test_an_early_exit_is_told_with_its_last_lines(model: Path) -> None:
+    with pytest.raises(LaunchError, match=r"exited with code 1 .*5 bytes required, 4 bytes"):
+        ProcessLauncher().launch(spec(model, "exit"))
+
+
+def test_an_engine_that_never_gets_ready_meets_the_deadline(model: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(LaunchError, match=r"not ready after 0\.5 s"):
+        ProcessLauncher().launch(spec(model, "hang", timeout_s=0.5))
+    assert time.monotonic() - started < 5
+
+
+def test_a_missing_program_is_one_line(model: Path) -> None:
+    with pytest.raises(LaunchError, match="cannot start") as caught:
+        ProcessLauncher().launch(LaunchSpec(("/no/such/engine",), model))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_port_lost_to_another_process_is_tried_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        ports = iter([squatter.getsockname()[1]])
+        really_free = process_module.free_port
+        monkeypatch.setattr(process_module, "free_port", lambda: next(ports, None) or really_free())
+        engine = ProcessLauncher().launch(spec(model))
+        try:
+            assert engine.port != squatter.getsockname()[1]
+        finally:
+            engine.stop()
+
+
+def test_an_impostor_on_the_port_is_not_taken_for_the_engine(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impostor = ProcessLauncher().launch(spec(model))
+    try:
+        monkeypatch.setattr(process_module, "free_port", lambda: impostor.port)
+        with pytest.raises(LaunchError, match="answered by another process"):
+            ProcessLauncher().launch(spec(model, "hang"))
+    finally:
+        impostor.stop()
+
+
+def test_logs_are_bounded(model: Path) -> None:
+    engine = ProcessLauncher().launch(spec(model, "chatty"))
+    engine.stop()
+    lines = engine.log_lines()
+    assert len(lines) == MAX_LINES
+    assert max(map(len, lines)) <= MAX_LINE_BYTES
+
+
+def test_run_to_exit_gives_code_and_output(model: Path) -> None:
+    code = "import sys; print(sys.argv[1]); print('no', file=sys.stderr); sys.exit(3)"
+    run = LaunchSpec((sys.executable, "-c", code, "{model}"), model)
+    facts = ProcessLauncher().run_to_exit(run, 20.0)
+    assert (facts.code, facts.timed_out) == (3, False)
+    assert facts.stdout == f"{model}\n"
+    assert facts.stderr == "no\n"
+
+
+def test_run_to_exit_kills_what_does_not_end(model: Path) -> None:
+    facts = ProcessLauncher().run_to_exit(spec(model, "hang"), 0.5)
+    assert (facts.code, facts.timed_out) == (-signal.SIGKILL, True)
+    assert facts.pid is not None
+    assert gone(facts.pid)
+
+
+def test_attach_reaches_a_running_engine_and_leaves_it_alone(model: Path) -> None:
+    running = ProcessLauncher().launch(spec(model))
+    try:
+        launcher: Launcher = AttachLauncher(Endpoint(running.base_url))
+        engine: RunningEngine = launcher.launch(LaunchSpec((), model))
+        assert engine.alive()
+        assert engine.process_facts() is None
+        assert engine.stop().code is None
+        assert running.alive()
+        with pytest.raises(LaunchError, match="cannot be run"):
+            launcher.run_to_exit(LaunchSpec(("x",), model), 1.0)
+        with pytest.raises(LaunchError, match="cannot be sent"):
+            engine.signal(15)
+    finally:
+        running.stop()
+
+
+def test_attach_to_nobody_is_one_line(model: Path) -> None:
+    launcher = AttachLauncher(Endpoint("http://127.0.0.1:9"))
+    with pytest.raises(LaunchError, match=r"no answer within 0\.2 s"):
+        launcher.launch(LaunchSpec((), model, ready_timeout_s=0.2))
+
+
+def test_the_model_digest_follows_the_file(model: Path) -> None:
+    before = file_sha256(model)
+    model.write_bytes(b"other weights")
+    assert file_sha256(model) != before
