@@ -159,9 +159,8 @@ class Seal:
 
     `metadata` holds profile, gate, gate_files {name: sha256}, harness {version, digest, files},
     engine {kind, version, digest, command…}, models [{name, bytes, sha256, quant}], nonce,
-    started_at, ended_at; `checks` holds gate, certified, sentence, counts and `checks`
-    [{id, gate, text, requirements, verdict, message, numbers, assurance, observations
-    [{test, attempt, nodeid, verdict, message, numbers, evidence}]}].
+    started_at, ended_at (ISO 8601, UTC), judging (see `harness.verdicts`); `checks` is what
+    `harness.verdicts.verdicts_json` gives, `trace` what `harness.trace.trace_json` gives.
     """
 
     metadata: Mapping[str, Json]

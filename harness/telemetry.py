@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Gpus:
             | nvml.nvmlClocksThrottleReasonSwPowerCap
         )
         read = nvml.nvmlDeviceGetCurrentClocksThrottleReasons
-        reasons = [_optional(lambda h=h: read(h), nvml.NVMLError) for h in self._handles.values()]
+        reasons = [_optional(partial(read, h), nvml.NVMLError) for h in self._handles.values()]
         known = [reason for reason in reasons if reason is not None]
         return any(reason & held_back for reason in known) if known else None
 
@@ -108,7 +109,7 @@ class Gpus:
         read = self._nvml.nvmlDeviceGetComputeRunningProcesses
         pids: set[int] = set()
         for handle in self._handles.values():
-            found = _optional(lambda h=handle: read(h), self._nvml.NVMLError) or []
+            found = _optional(partial(read, handle), self._nvml.NVMLError) or []
             pids.update(process.pid for process in found)
         return len(pids - own)
 

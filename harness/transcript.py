@@ -3,7 +3,8 @@
 An observation is one JSON line (`N.observation.json`, N the attempt) that names, by path and
 SHA-256, the files of its exchanges and of its large facts. An exchange file is newline-delimited
 JSON: for each exchange a `request` line, a `head` line if one came, one `[ns since sent, bytes]`
-line for each chunk, a `closed` line. Bytes are a JSON string where they are UTF-8, else `{"base64": …}`.
+line for each chunk, a `closed` line. Bytes are a JSON string where they are UTF-8, else
+`{"base64": …}`.
 """
 
 import base64

@@ -1,0 +1,71 @@
+"""Judging a bundle again: every verdict from raw records, with the code that judged the run."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from harness.bundle_reader import BundleReader
+from harness.checklist import Checklists
+from harness.errors import BundleError
+from harness.gates import JudgeContext, Run, judge_run
+from harness.observation import Json
+from harness.outcome import attempts_from
+from harness.trace import Collected, trace
+from harness.verdicts import evidence_paths, verdicts_json
+
+
+def context_json(context: JudgeContext) -> dict[str, Json]:
+    """`metadata.json`'s member `judging`: what the verdicts depend on besides the evidence."""
+    return {
+        "profile": context.profile,
+        "launcher": context.launcher,
+        "engine_kind": context.engine_kind,
+        "ours": context.ours,
+        "gate": context.gate,
+        "areas": list(context.areas),
+        "judged_at": context.judged_at.isoformat() if context.judged_at else None,
+        "lower_gates": sorted(context.lower_gates),
+        "titles": list(context.titles),
+        "blockers": list(context.blockers),
+    }
+
+
+def context_from(judging: Mapping[str, Json]) -> JudgeContext:
+    """The inverse of `context_json`; raises BundleError."""
+    try:
+        judged_at = judging["judged_at"]
+        return JudgeContext(
+            profile=judging["profile"],
+            launcher=judging["launcher"],
+            engine_kind=judging["engine_kind"],
+            ours=judging["ours"],
+            gate=judging["gate"],
+            areas=tuple(judging["areas"]),
+            judged_at=datetime.fromisoformat(judged_at) if judged_at else None,
+            lower_gates=frozenset(judging["lower_gates"]),
+            titles=tuple(judging["titles"]),
+            blockers=tuple(judging["blockers"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"metadata.json: judging is malformed: {error!r}") from error
+
+
+def collected_from(trace_json: Mapping[str, Json]) -> list[Collected]:
+    """The collected tests that trace.json lists."""
+    return [
+        Collected(test["nodeid"], test["test"], tuple(test["checks"]))
+        for test in trace_json["tests"]
+    ]
+
+
+def recomputed_checks(bundle: BundleReader, checklists: Checklists) -> dict[str, Json]:
+    """What checks.json must hold, from transcripts, ledger and collected tests alone."""
+    recorded = list(bundle.recorded())
+    errors = bundle.trace.get("errors", [])
+    run = Run(
+        observations=[seen.observation for seen in recorded],
+        attempts=attempts_from(bundle.attempts()),
+        trace=trace(checklists, collected_from(bundle.trace), errors),
+    )
+    context = context_from(bundle.metadata.get("judging") or {})
+    gate, results = judge_run(checklists, run, context)
+    return verdicts_json(checklists, gate, results, evidence_paths(recorded))
