@@ -112,7 +112,7 @@ def test_a_short_run_warns(tmp_path: Path, backend: _Paced) -> None:
 def test_each_methodology_gives_a_rate_below_the_pace(
     tmp_path: Path, backend: _Paced, methodology: str
 ) -> None:
-    result = _run(tmp_path, methodology=methodology, max_tokens=30, n_requests=5)
+    result = _run(tmp_path, methodology=methodology, max_tokens=60, n_requests=5)
     assert 0 < result.avg_tokens_per_second <= 1.01 / STEP_S
     assert (result.steady_state_window is not None) == (methodology != "total")
 
