@@ -42,7 +42,7 @@ class BuffersThenDrips(Saboteur):
 
     name = "buffers-then-drips"
     cheat = "collects the whole answer before the first token, then drips it evenly"
-    caught_by = "G4-GENUINE-STREAM"
+    caught_by = "G4-GENUINE-SHAPE"
 
     async def events(self, body: Body, events: Events) -> Events:
         """Hold everything until the end, then one token each 8 ms."""
