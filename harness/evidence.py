@@ -8,13 +8,14 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.bundle_reader import BundleReader
 from harness.errors import BundleError
+from harness.installation import installation
 from harness.keys import Signer
 from harness.ledger import LedgerWriter, Root, check_chains, merge_ledgers, parse_ledger
 from harness.manifest import (
@@ -32,6 +33,7 @@ from harness.signing import sign_statement
 from harness.statement import certificate, test_result
 from harness.strict_json import dumps_file, dumps_line
 from harness.telemetry import Sample, telemetry_table
+from harness.timings import derive_timings
 from harness.transcript import Attachment, encode_observation, observation_folder
 
 PARTS = ".parts"
@@ -46,6 +48,11 @@ def new_run_id() -> str:
     """HAIKUGATE_RUN_ID, or UTC time and eight random digits."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     return os.environ.get("HAIKUGATE_RUN_ID") or f"{stamp}-{secrets.token_hex(4)}"
+
+
+def derive_files(bundle: BundleReader) -> dict[str, bytes]:
+    """The files that follow from transcripts and ledgers."""
+    return {"timings.json": dumps_line(derive_timings(bundle)) + b"\n"}
 
 
 def _checked_name(name: str, what: str) -> str:
@@ -155,7 +162,7 @@ class PartWriter:
 
 @dataclass(frozen=True)
 class Seal:
-    """Everything the controller adds when a run is over.
+    """Everything the controller adds when a run is over; what follows from it is derived.
 
     `metadata` holds profile, gate, gate_files {name: sha256}, harness {version, digest, files},
     engine {kind, version, digest, command…}, models [{name, bytes, sha256, quant}], nonce,
@@ -167,7 +174,6 @@ class Seal:
     environment: Mapping[str, Json]
     checks: Mapping[str, Json]
     trace: Mapping[str, Json]
-    timings: Mapping[str, Json] = field(default_factory=dict)
     telemetry: Sequence[Sample] = ()
     junit: bytes | None = None
     attachments: Mapping[str, bytes] = field(default_factory=dict)
@@ -204,7 +210,8 @@ class BundleWriter:
 
     def seal(self, seal: Seal, signer: Signer) -> Path:
         """Merge the parts, render the reports, list and sign everything; returns the bundle."""
-        from harness.report import render_reports  # Jinja costs start-up time
+        from harness.plots import draw_plots  # matplotlib and Jinja cost start-up time
+        from harness.report import render_reports
 
         if not (self.path / INCOMPLETE).exists():
             raise BundleError(f"{self.path}: this bundle is sealed already")
@@ -213,16 +220,22 @@ class BundleWriter:
         self._write_files(seal, metadata, signer)
         with _writing(self.path):
             shutil.rmtree(self.path / PARTS)
-        unsealed = BundleReader(self.path, list_files(self.path, self.run_id, roots))
-        for name, content in render_reports(unsealed).items():
-            write_once(self.path / name, content)
+        self._derive(roots, derive_files)
+        self._derive(roots, draw_plots)
+        self._derive(roots, render_reports)
         self._sign(metadata, seal.checks, roots, signer)
         (self.path / INCOMPLETE).unlink()
         return self.path
 
     def _metadata(self, seal: Seal, signer: Signer) -> dict[str, Json]:
         key = {"key_id": signer.public.key_id, "kind": signer.kind}
-        return {**seal.metadata, "schema": SCHEMA, "run_id": self.run_id, "signer": key}
+        return {
+            "harness": installation(),
+            **seal.metadata,
+            "schema": SCHEMA,
+            "run_id": self.run_id,
+            "signer": key,
+        }
 
     def _merge(self) -> dict[str, Root]:
         parts = self.path / PARTS
@@ -244,7 +257,6 @@ class BundleWriter:
             "environment.json": seal.environment,
             "checks.json": seal.checks,
             "trace.json": seal.trace,
-            "timings.json": seal.timings,
         }
         for name, value in files.items():
             write_once(self.path / name, dumps_file(value))
@@ -255,6 +267,13 @@ class BundleWriter:
             write_once(self.path / "junit.xml", seal.junit)
         for name, content in seal.attachments.items():
             write_once(self.path / check_path(name), content)
+
+    def _derive(
+        self, roots: Mapping[str, Root], derive: Callable[[BundleReader], Mapping[str, bytes]]
+    ) -> None:
+        unsealed = BundleReader(self.path, list_files(self.path, self.run_id, roots))
+        for name, content in derive(unsealed).items():
+            write_once(self.path / name, content)
 
     def _sign(
         self,

@@ -1,4 +1,4 @@
-"""checks.json: the verdicts of a run with what they rest on; written and recomputed by this code."""
+"""checks.json: verdicts with what they rest on; written and recomputed by the same code."""
 
 import math
 from collections import defaultdict
