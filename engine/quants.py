@@ -140,14 +140,12 @@ def _q6_k(blocks: Bytes) -> Floats:
     return scales[:, :, None] * quants.reshape(-1, 16, 16)
 
 
-_E2M1 = np.array(
-    [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32
-)  # code 8 is read as +0, as converters and their dequantizers do
+_E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 
 
 def _mxfp4(blocks: Bytes) -> Floats:
-    scale = np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 127)
-    return scale * _E2M1[_nibbles(blocks[:, 1:])]
+    half_scale = np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)  # finite for e = 255
+    return half_scale * _E2M1_DOUBLED[_nibbles(blocks[:, 1:])]
 
 
 _FORMATS = (
