@@ -17,7 +17,7 @@ from harness.bundle_reader import BundleReader
 from harness.errors import BundleError
 from harness.installation import installation
 from harness.keys import Signer
-from harness.ledger import LedgerWriter, Root, check_chains, merge_ledgers, parse_ledger
+from harness.ledger import Entry, LedgerWriter, Root, check_chains, merge_ledgers, parse_ledger
 from harness.manifest import (
     CERTIFICATE,
     INCOMPLETE,
@@ -34,7 +34,7 @@ from harness.statement import certificate, test_result
 from harness.strict_json import dumps_file, dumps_line
 from harness.telemetry import Sample, telemetry_table
 from harness.timings import derive_timings
-from harness.transcript import Attachment, encode_observation, observation_folder
+from harness.transcript import Attachment, Recorded, encode_observation, observation_folder
 
 PARTS = ".parts"
 LEDGER = "attempts.ndjson"
@@ -208,6 +208,19 @@ class BundleWriter:
         """The part of one worker (in xdist's worker process: `PartWriter(path, worker_id)`)."""
         return PartWriter(self.path, worker_id)
 
+    def recorded(self) -> list[Recorded]:
+        """Every observation written so far, by any worker."""
+        return list(BundleReader(self.path, list_files(self.path, self.run_id, {})).recorded())
+
+    def attempts(self) -> list[dict[str, Json]]:
+        """The records that workers chained so far, as `BundleReader.attempts` will give them."""
+        ledger = parse_ledger(merge_ledgers(self._chains()), LEDGER)
+        return [e.record for e in ledger if e.record.get("kind") != "observation"]
+
+    def _chains(self) -> list[tuple[Entry, ...]]:
+        paths = sorted((self.path / PARTS).glob(f"*.{LEDGER}"))
+        return [parse_ledger(path.read_bytes(), path.name) for path in paths]
+
     def seal(self, seal: Seal, signer: Signer) -> Path:
         """Merge the parts, render the reports, list and sign everything; returns the bundle."""
         from harness.plots import draw_plots  # matplotlib and Jinja cost start-up time
@@ -239,9 +252,7 @@ class BundleWriter:
 
     def _merge(self) -> dict[str, Root]:
         parts = self.path / PARTS
-        chains = [
-            parse_ledger(path.read_bytes(), path.name) for path in sorted(parts.glob(f"*.{LEDGER}"))
-        ]
+        chains = self._chains()
         roots: dict[str, Root] = {}
         for chain in chains:
             roots.update(check_chains(chain, self.run_id, LEDGER))

@@ -5,12 +5,13 @@ from datetime import datetime
 
 from harness.bundle_reader import BundleReader
 from harness.checklist import Checklists
-from harness.errors import BundleError
+from harness.errors import BundleError, ChecklistError
 from harness.gates import JudgeContext, Run, judge_run
 from harness.observation import Json
 from harness.outcome import attempts_from
 from harness.trace import Collected, trace
 from harness.verdicts import evidence_paths, verdicts_json
+from harness.waivers import waiver_from_json
 
 
 def context_json(context: JudgeContext) -> dict[str, Json]:
@@ -24,6 +25,7 @@ def context_json(context: JudgeContext) -> dict[str, Json]:
         "areas": list(context.areas),
         "judged_at": context.judged_at.isoformat() if context.judged_at else None,
         "lower_gates": sorted(context.lower_gates),
+        "waivers": [waiver.to_json() for waiver in context.waivers],
         "titles": list(context.titles),
         "blockers": list(context.blockers),
     }
@@ -42,10 +44,11 @@ def context_from(judging: Mapping[str, Json]) -> JudgeContext:
             areas=tuple(judging["areas"]),
             judged_at=datetime.fromisoformat(judged_at) if judged_at else None,
             lower_gates=frozenset(judging["lower_gates"]),
+            waivers=tuple(waiver_from_json(waiver) for waiver in judging["waivers"]),
             titles=tuple(judging["titles"]),
             blockers=tuple(judging["blockers"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (ChecklistError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"metadata.json: judging is malformed: {error!r}") from error
 
 

@@ -1,0 +1,151 @@
+"""Steps 4 to 10 of verify: what the bundle claims, worked out again."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+from harness.errors import BundleError
+from harness.observation import Exchange, Json
+from harness.recompute import context_from, recomputed_checks
+from harness.strict_json import dumps_line
+from harness.timings import derive_timings, exchange_files
+from harness.verify import MAX_AGE_DAYS, Case, NotChecked, Step
+
+
+def _other_version(case: Case) -> str:
+    return f"made by haikugate {case.made_by}, this is {case.options.installed['version']}"
+
+
+def check_checklist(case: Case) -> str:
+    """Step 4: the checklists are those installed here, and every check in scope has a verdict."""
+    installed = dict(case.options.checklists.digests)
+    recorded = case.bundle.metadata.get("gate_files")
+    if recorded != installed and not case.same_version:
+        raise NotChecked(f"other checklists: {_other_version(case)}")
+    if recorded != installed:
+        odd = next(name for name in installed if (recorded or {}).get(name) != installed[name])
+        raise BundleError(f"metadata.json: {odd} is not the checklist installed here")
+    context = context_from(case.bundle.metadata.get("judging") or {})
+    wanted = [check.id for check in context.in_scope(case.options.checklists)]
+    got = [check["id"] for check in case.bundle.checks["checks"]]
+    if wanted != got:
+        strange = sorted(set(wanted) ^ set(got)) or ["their order"]
+        raise BundleError(f"checks.json: not the checks in scope: {', '.join(strange[:3])}")
+    return f"{len(wanted)} checks of {case.bundle.checks['scope']}, all there"
+
+
+def check_verdicts(case: Case) -> str:
+    """Step 5: every verdict, message and number follows from the raw records."""
+    if case.bundle.metadata.get("gate_files") != dict(case.options.checklists.digests):
+        raise NotChecked(f"other checklists: {_other_version(case)}")
+    wanted, got = recomputed_checks(case.bundle, case.options.checklists), case.bundle.checks
+    if wanted == got:
+        return f"{len(wanted['checks'])} verdicts recomputed: {wanted['verdict_line']}"
+    raise BundleError(f"checks.json: {_difference(wanted, got)}")
+
+
+def _difference(wanted: Mapping[str, Json], got: Mapping[str, Json]) -> str:
+    claimed = {check.get("id"): check for check in got.get("checks", [])}
+    for check in wanted["checks"]:
+        claim = claimed.get(check["id"], {})
+        if claim.get("verdict") != check["verdict"]:
+            return f"{check['id']}: wanted {check['verdict']}, got {claim.get('verdict')}"
+        if claim != check:
+            odd = [name for name in check if claim.get(name) != check[name]]
+            return f"{check['id']}: {', '.join(odd)} differs from what the records give"
+    odd = [name for name in wanted if wanted[name] != got.get(name)] + sorted(
+        set(got) - set(wanted)
+    )
+    return f"{', '.join(odd)}: differs from what the records give"
+
+
+def _out_of_order(exchange: Exchange) -> bool:
+    moments = [
+        exchange.sent_ns,
+        exchange.head_ns,
+        *(chunk.arrival_ns for chunk in exchange.chunks),
+        exchange.closed_ns,
+    ]
+    known = [moment for moment in moments if moment is not None]
+    return any(after < before for before, after in pairwise(known))
+
+
+def check_timings(case: Case) -> str:
+    """Step 6: clocks never run backwards; counts, UTF-8 and latencies follow from the bytes."""
+    for path, exchanges in exchange_files(case.bundle):
+        if any(_out_of_order(exchange) for exchange in exchanges):
+            raise BundleError(f"{path}: a clock runs backwards")
+    timings = derive_timings(case.bundle)
+    if dumps_line(timings) + b"\n" != case.bundle.read("timings.json"):
+        if not case.same_version:
+            raise NotChecked(_other_version(case))
+        raise BundleError("timings.json: differs from what the transcripts give")
+    streams = timings["streams"]
+    return f"{len(streams)} streams, {sum(stream['tokens'] for stream in streams)} tokens"
+
+
+def check_report(case: Case) -> str:
+    """Step 7: the reports, rendered again, have the same bytes."""
+    from harness.report import render_reports
+
+    if not case.same_version:
+        raise NotChecked(_other_version(case))
+    rendered = render_reports(case.bundle)
+    for name, content in rendered.items():
+        if case.bundle.read(name) != content:
+            raise BundleError(f"{name}: differs from the report that this bundle gives")
+    return f"{', '.join(sorted(rendered))} rendered again, byte for byte"
+
+
+def check_freshness(case: Case) -> str:
+    """Step 8: the reviewer's nonce was used, the bundle is not from the future, and not too old."""
+    metadata, options = case.bundle.metadata, case.options
+    if options.nonce is not None and metadata.get("nonce") != options.nonce:
+        raise BundleError("metadata.json: the run did not use the nonce you gave it")
+    try:
+        ended = datetime.fromisoformat(metadata["ended_at"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError):
+        raise BundleError("metadata.json: ended_at is not a time") from None
+    age = options.now - ended
+    if age < timedelta(hours=-1):
+        raise BundleError(f"metadata.json: ended_at {ended:%Y-%m-%d} lies in the future")
+    if age > timedelta(days=MAX_AGE_DAYS) and not options.allow_expired:
+        raise BundleError(
+            f"expired: {age.days} days old, at most {MAX_AGE_DAYS} (--allow-expired accepts it)"
+        )
+    said = "your nonce" if options.nonce is not None else "nonce not compared (--nonce)"
+    return f"{max(age.days, 0)} days old, {said}"
+
+
+def check_replay(case: Case) -> str:
+    """Step 9: with `--replay`, the reference engine re-scores the recorded tokens."""
+    if case.options.replay is None:
+        raise NotChecked("needs the engine and the model file; ask with --replay")
+    return case.options.replay(case.bundle)
+
+
+def check_installation(case: Case) -> str:
+    """Step 10: the harness and the suites that made the bundle are those installed here."""
+    if not case.same_version:
+        raise NotChecked(_other_version(case))
+    made_by, here = case.bundle.metadata["harness"], case.options.installed
+    if made_by.get("files") != here["files"]:
+        recorded = made_by.get("files") or {}
+        names = sorted(set(recorded) | set(here["files"]))
+        odd = [name for name in names if recorded.get(name) != here["files"].get(name)]
+        raise BundleError(
+            f"{odd[0]}: not the file installed here ({len(odd)} differ), version"
+            f" {case.made_by} notwithstanding"
+        )
+    return f"haikugate {case.made_by}, {len(here['files'])} files of harness and suites"
+
+
+CLAIM_STEPS = (
+    Step(4, "checklists", check_checklist),
+    Step(5, "verdicts", check_verdicts),
+    Step(6, "timings", check_timings),
+    Step(7, "reports", check_report),
+    Step(8, "freshness", check_freshness),
+    Step(9, "replay", check_replay),
+    Step(10, "installation", check_installation),
+)
