@@ -5,7 +5,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from harness.errors import BundleError
@@ -124,15 +124,15 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
     pending = [root]
     found: list[tuple[str, os.stat_result]] = []
     while pending:
-        for entry in os.scandir(pending.pop()):
-            path = PurePosixPath(Path(entry.path).relative_to(root)).as_posix()
-            status = entry.stat(follow_symlinks=False)
+        for entry in sorted(pending.pop().iterdir()):
+            path = entry.relative_to(root).as_posix()
+            status = entry.lstat()
             if stat.S_ISDIR(status.st_mode):
-                pending.append(Path(entry.path))
+                pending.append(entry)
             elif stat.S_ISREG(status.st_mode):
                 found.append((path, status))
             else:
-                raise BundleError(f"{path}: a link or special file has no place in a bundle")
+                raise BundleError(f"{path!a}: a link or special file has no place in a bundle")
             if len(found) + len(pending) > MAX_FILES:
                 raise BundleError(f"{root.name}: more than {MAX_FILES} files")
     yield from sorted(found)

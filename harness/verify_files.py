@@ -50,8 +50,12 @@ def signed_statements(case: Case) -> dict[str, dict[str, Json]]:
 
 
 def check_signature(case: Case) -> str:
-    """Step 1: both envelopes are signed by one key: the reviewer's, or the one in the bundle."""
-    signed_statements(case)
+    """Step 1: one key, the reviewer's or the bundle's, signs both statements of this manifest."""
+    got = hashlib.sha256(read_bounded(case.bundle.path, MANIFEST, MAX_BYTES)).hexdigest()
+    for name, statement in signed_statements(case).items():
+        signed = _subjects(statement, name).get(MANIFEST)
+        if signed != got:
+            raise BundleError(f"{MANIFEST}: got SHA-256 {got}, {name} signs {signed}")
     return f"two statements, ECDSA P-256, key {_key(case).key_id}"
 
 
