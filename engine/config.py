@@ -142,7 +142,7 @@ def _shown(value: object) -> str:
     return "nothing (the key is missing)" if value is None else repr(value)[:80]
 
 
-def _heads(keys: _Keys) -> dict[str, int]:
+def _heads(keys: _Keys) -> dict[str, Any]:
     width = keys.count("embedding_length", MAX_WIDTH)
     n_heads = keys.count("attention.head_count", MAX_WIDTH)
     n_kv_heads = keys.count("attention.head_count_kv", MAX_WIDTH, n_heads)
@@ -220,7 +220,7 @@ def _rope_scaling(keys: _Keys) -> RopeScaling | None:
     )
 
 
-def _experts(keys: _Keys) -> dict[str, int]:
+def _experts(keys: _Keys) -> dict[str, Any]:
     if keys.architecture != "gpt-oss":
         return {}
     n_experts = keys.count("expert_count", 4096)
