@@ -1,0 +1,87 @@
+"""The kernels of one device: declared by launchers, compiled together, launched on one stream."""
+
+import ctypes
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kernels.compile import Unit, cached_cubin
+from kernels.driver import Function, LaunchShape, Module
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """What launchers adapt to: `sm_NN`, multiprocessors, shared memory a block may have."""
+
+    architecture: str
+    n_multiprocessors: int
+    shared_bytes: int
+
+    @property
+    def has_dependent_launch(self) -> bool:
+        """Programmatic dependent launch exists from sm_90 on."""
+        return int(self.architecture.removeprefix("sm_")) >= 90
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One entry of one source; `code` defines it where it is a template variant."""
+
+    source: str
+    entry: str
+    code: str = ""
+
+    @property
+    def unit(self) -> Unit:
+        """What must be compiled to get this entry."""
+        return Unit(self.source, (self.code,) if self.code else ())
+
+
+class Launcher(Protocol):
+    """Where the typed launchers send their work."""
+
+    limits: DeviceLimits
+
+    def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None: ...
+
+
+@dataclass
+class KernelContext:
+    """Compiled kernels of the current device and the stream they are launched on.
+
+    `dependent` launches each kernel so that it may overlap the end of the one before (decode
+    graphs on sm_90 and later).
+    """
+
+    limits: DeviceLimits
+    stream: int = 0
+    dependent: bool = False
+    n_threads: int = 4
+    _functions: dict[Kernel, Function] = field(default_factory=dict)
+    _modules: dict[Unit, Module] = field(default_factory=dict)
+
+    def prepare(self, kernels: Iterable[Kernel]) -> None:
+        """Compile (in parallel) and load what is not loaded yet."""
+        units = list(dict.fromkeys(k.unit for k in kernels if k.unit not in self._modules))
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            cubins = list(pool.map(lambda u: cached_cubin(u, self.limits.architecture), units))
+        for unit, cubin in zip(units, cubins, strict=True):
+            self._modules[unit] = Module(cubin)
+
+    def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None:
+        """Queue a kernel on the stream; raises KernelLaunchError."""
+        function = self._functions.get(kernel)
+        if function is None:
+            self.prepare([kernel])
+            function = self._modules[kernel.unit].function(kernel.entry)
+            self._functions[kernel] = function
+        dependent = self.dependent and self.limits.has_dependent_launch
+        function.launch(shape, arguments, self.stream, dependent=dependent)
+
+    def close(self) -> None:
+        """Unload every module."""
+        self._functions.clear()
+        for module in self._modules.values():
+            module.unload()
+        self._modules.clear()

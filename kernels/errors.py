@@ -1,0 +1,23 @@
+"""The kernels' errors.
+
+KernelError
+├── KernelArgumentError   a launcher was given a wrong shape, dtype or layout
+├── KernelCompileError    NVRTC is missing or refused a source
+└── KernelLaunchError     the driver is missing, too old, or a call to it failed
+"""
+
+
+class KernelError(Exception):
+    """An error of the kernels: where, wanted, got, in one line."""
+
+
+class KernelArgumentError(KernelError, ValueError):
+    """A launcher was given a wrong shape, dtype or layout."""
+
+
+class KernelCompileError(KernelError):
+    """NVRTC is missing or refused a source."""
+
+
+class KernelLaunchError(KernelError):
+    """The driver is missing, too old, or a call to it failed."""

@@ -1,0 +1,164 @@
+// Prefill linear: out[m, n] = x[m, k] · weight[n, k]ᵀ + bias, halves in, float32 accumulate, on tensor
+// cores; packed weights are dequantized on their way to shared memory, so no unpacked copy exists.
+//   epilogue  STORE: float out; ADD: float out += ; SILU, CLAMPED: columns 2j, 2j+1 are gate and up, half
+//             out[j] = act(gate, up)
+//   grouping  DENSE; EXPERT_IN: row i of expert e is token entries[i] / chosen, result in sorted row i;
+//             EXPERT_OUT: row i of x is sorted row i, result · weights[entry] in float row `entry`
+// A block makes 128 x 128 of out with 8 warps (64 x 32 each), 64 of k a step: x by cp.async in three
+// stages, weights through registers in two. Every sum runs over k in order, whatever m is.
+// Grid: x over m (experts: over their 128-row parts), y over n.
+#include "dequantize.cuh"
+
+enum Epilogue { STORE, ADD, SILU, CLAMPED };
+enum Grouping { DENSE, EXPERT_IN, EXPERT_OUT };
+
+struct GemmArgs {
+  const u16* x;
+  const u8* tiles;
+  float* out;
+  u16* half_out;
+  const float* bias;          // [n], experts [n_experts, n], or null
+  const int* entries;         // experts: entry (token · chosen + choice) of each sorted row
+  const int* first_row;       // experts: [n_experts + 1] first sorted row of each
+  const float* routing;       // EXPERT_OUT: weight of each entry
+  u64 expert_bytes;
+  int m, n, k, tile_rows, out_stride, n_experts, chosen;
+};
+
+constexpr int BM = 128, BN = 128, BK = 64, THREADS = 256, A_STAGES = 3;
+constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2;
+
+INLINE u32 swizzled(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
+
+template <int EPILOGUE>
+INLINE float gated(float gate, float up) {
+  if (EPILOGUE == SILU) return gate / (1.f + __expf(-gate)) * up;
+  gate = fminf(gate, 7.f);
+  up = fminf(fmaxf(up, -7.f), 7.f);
+  return gate / (1.f + __expf(-1.702f * gate)) * (up + 1.f);
+}
+
+template <int T, int EPILOGUE, int GROUPING>
+INLINE void gemm(const GemmArgs& a) {
+  extern __shared__ __align__(128) u8 shared[];
+  const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
+  const int warp_m = (warp & 1) * 64, warp_n = (warp >> 1) * 32;
+  int row_begin = blockIdx.x * BM, row_end = a.m, expert = 0;
+  if (GROUPING != DENSE) {
+    int part = blockIdx.x;
+    for (expert = 0; expert < a.n_experts; expert++) {
+      const int begin = __ldg(a.first_row + expert), end = __ldg(a.first_row + expert + 1);
+      const int parts = (end - begin + BM - 1) / BM;
+      if (part < parts) {
+        row_begin = begin + part * BM, row_end = end;
+        break;
+      }
+      part -= parts;
+    }
+    if (expert == a.n_experts) return;
+  }
+  const int column_begin = blockIdx.y * BN, steps = (a.k + BK - 1) / BK;
+  const u8* tiles = a.tiles + (GROUPING == DENSE ? 0 : (u64)expert * a.expert_bytes);
+
+  const u16* sources[4];
+  bool source_valid[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int row = row_begin + (thread >> 3) + 32 * i;
+    source_valid[i] = row < row_end;
+    row = source_valid[i] ? row : row_begin;
+    if (GROUPING == EXPERT_IN) row = __ldg(a.entries + row) / a.chosen;
+    sources[i] = a.x + (u64)row * a.k + (thread & 7) * 8;
+  }
+  auto fetch_x = [&](int step) {
+    if (step < steps) {
+      u8* stage = shared + (step % A_STAGES) * A_BYTES;
+      const bool inside = step * BK + (thread & 7) * 8 < a.k;
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        copy16(stage + swizzled((thread >> 3) + 32 * i, thread & 7), inside ? sources[i] + step * BK : a.x, source_valid[i] && inside);
+    }
+    copy_commit();
+  };
+  const int weight_row = thread >> 1, weight_block = thread & 1, weight_n = column_begin + weight_row;
+  const u8* tile = tiles + (u64)(weight_n / a.tile_rows) * tile_bytes(T, a.tile_rows, a.k);
+  const int tile_slot = weight_n % a.tile_rows;
+  RawBlock raw;
+  auto fetch_weights = [&](int step) {
+    const int block = step * 2 + weight_block;
+    if (weight_n < a.n && block * 32 < a.k) raw = load_block<T>(tile, a.tile_rows, a.k, tile_slot, block);
+  };
+  auto store_weights = [&](int step) {
+    u32 half[16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    if (weight_n < a.n && (step * 2 + weight_block) * 32 < a.k) dequantize_half<T>(raw, half);
+    u8* stage = shared + A_STAGES * A_BYTES + (step & 1) * B_BYTES;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      *(uint4*)(stage + swizzled(weight_row, weight_block * 4 + i)) = make_uint4(half[4 * i], half[4 * i + 1], half[4 * i + 2], half[4 * i + 3]);
+  };
+
+  float acc[4][4][4];
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+      for (int c = 0; c < 4; c++) acc[i][j][c] = 0;
+
+  fetch_weights(0);
+  fetch_x(0);
+  fetch_x(1);
+  store_weights(0);
+  copy_wait<1>();
+  __syncthreads();
+  for (int step = 0; step < steps; step++) {
+    if (step + 1 < steps) fetch_weights(step + 1);
+    fetch_x(step + 2);
+    const u32 stage_a = shared_address(shared + (step % A_STAGES) * A_BYTES);
+    const u32 stage_b = shared_address(shared + A_STAGES * A_BYTES + (step & 1) * B_BYTES);
+#pragma unroll
+    for (int kk = 0; kk < BK / 16; kk++) {
+      u32 fa[4][4], fb[2][4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) load_matrix4(fa[i], stage_a + swizzled(warp_m + i * 16 + (lane & 15), kk * 2 + (lane >> 4)));
+#pragma unroll
+      for (int j = 0; j < 2; j++) load_matrix4(fb[j], stage_b + swizzled(warp_n + j * 16 + (lane & 7) + ((lane >> 4) << 3), kk * 2 + (lane >> 3 & 1)));
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) mma16816(acc[i][j], fa[i], fb[j >> 1][(j & 1) * 2], fb[j >> 1][(j & 1) * 2 + 1]);
+    }
+    if (step + 1 < steps) store_weights(step + 1);
+    copy_wait<1>();
+    __syncthreads();
+  }
+
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+#pragma unroll
+    for (int upper = 0; upper < 2; upper++) {
+      const int sorted = row_begin + warp_m + i * 16 + (lane >> 2) + upper * 8;
+      if (sorted >= row_end) continue;
+      int row = sorted;
+      float weight = 1.f;
+      if (GROUPING == EXPERT_OUT) row = __ldg(a.entries + sorted), weight = __ldg(a.routing + row);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const int column = column_begin + warp_n + j * 8 + 2 * (lane & 3);
+        float v0 = acc[i][j][upper * 2], v1 = acc[i][j][upper * 2 + 1];
+        if (a.bias) {
+          const float* bias = a.bias + (GROUPING == DENSE ? 0 : (u64)expert * a.n);
+          if (column < a.n) v0 += __ldg(bias + column);
+          if (column + 1 < a.n) v1 += __ldg(bias + column + 1);
+        }
+        if (EPILOGUE == SILU || EPILOGUE == CLAMPED) {
+          if (column < a.n) a.half_out[(u64)row * a.out_stride + column / 2] = float_to_half(gated<EPILOGUE>(v0, v1));
+        } else {
+          float* out = a.out + (u64)row * a.out_stride + column;
+          if (GROUPING == EXPERT_OUT) v0 *= weight, v1 *= weight;
+          if (column < a.n) out[0] = EPILOGUE == ADD ? out[0] + v0 : v0;
+          if (column + 1 < a.n) out[1] = EPILOGUE == ADD ? out[1] + v1 : v1;
+        }
+      }
+    }
+}

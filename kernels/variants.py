@@ -1,0 +1,58 @@
+"""One compilation unit of each source with variants that cover every type and template branch."""
+
+from kernels.attention import AttentionShape, attention_decode_kernel, attention_prefill_kernel
+from kernels.compile import Unit, source_names
+from kernels.gemm import GemmVariant
+from kernels.matrix import TILE_FORMATS
+
+_GEMV_BRANCHES = (
+    ("Q8_0", "Q8_0", 512, 2, 4, 1, "ATTENTION", "ADD_ROUTE", 1, 4),
+    ("Q8_0", "Q8_0", 512, 2, 4, 1, "ATTENTION", "ADD", 1, 0),
+    ("MXFP4", "MXFP4", 512, 2, 4, 2, "EXPERT_IN", "CLAMPED", 32, 4),
+    ("MXFP4", "MXFP4", 512, 2, 4, 2, "EXPERT_OUT_PRO", "EXPERT_OUT", 32, 4),
+    ("Q4_K", "Q6_K", 512, 1, 4, 2, "NORM", "STORE", 1, 0),
+    ("Q4_K", "Q4_K", 512, 4, 4, 2, "NORM", "SILU", 1, 0),
+    ("Q8_0", "Q8_0", 512, 1, 4, 4, "NORM", "LOGITS", 1, 0),
+)
+
+
+def gemv_entry(parameters: tuple[object, ...]) -> str:
+    """The code of one gemv variant."""
+    joined = ", ".join(str(p) for p in parameters)
+    name = "gemv_" + "_".join(str(p) for p in parameters)
+    return f"ENTRY {name}(const __grid_constant__ GemvArgs a) {{ gemv<{joined}>(a); }}"
+
+
+def _gemv_entries() -> tuple[str, ...]:
+    plain = [(t, t, 512, 2, 4, 2, "PLAIN", "ADD", 1, 0) for t in TILE_FORMATS]
+    return tuple(gemv_entry(p) for p in (*plain, *_GEMV_BRANCHES))
+
+
+def _gemm_entries() -> tuple[str, ...]:
+    quantized = [t for t, form in TILE_FORMATS.items() if not form.is_float]
+    variants = [GemmVariant(t, "STORE") for t in quantized]
+    variants += [GemmVariant("Q4_K", "ADD"), GemmVariant("Q4_K", "SILU")]
+    variants += [GemmVariant("MXFP4", "CLAMPED", "EXPERT_IN")]
+    variants += [GemmVariant("MXFP4", "STORE", "EXPERT_OUT")]
+    return tuple(v.kernel.code for v in variants)
+
+
+def _decode_entries() -> tuple[str, ...]:
+    shapes = (AttentionShape(8, 1, 64, 1.0), AttentionShape(1, 1, 96, 1.0))
+    kernels = [attention_decode_kernel(s, "half") for s in shapes]
+    kernels += [attention_decode_kernel(AttentionShape(7, 1, 128, 1.0), "adjacent")]
+    kernels += [attention_decode_kernel(AttentionShape(3, 1, 80, 1.0), "none")]
+    return tuple(k.code for k in kernels)
+
+
+def representative_units() -> list[Unit]:
+    """Every source once, template sources with their variants."""
+    entries = {
+        "gemv.cu": _gemv_entries(),
+        "gemm.cu": _gemm_entries(),
+        "attention_decode.cu": _decode_entries(),
+        "attention_prefill.cu": tuple(
+            attention_prefill_kernel(head_dim).code for head_dim in (16, 64, 80, 96, 128)
+        ),
+    }
+    return [Unit(name, entries.get(name, ())) for name in source_names()]
