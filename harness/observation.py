@@ -84,4 +84,7 @@ Limits = Mapping[str, float]
 """A check's limits from its checklist, by name with unit, already scaled for the profile."""
 
 Judge = Callable[[Observation, Limits], Finding]
-"""A pure function: the same observation and limits give the same finding, at run time and offline."""
+"""A pure function: equal observations and limits give equal findings, at run time and offline."""
+
+Observe = Callable[..., None]
+"""The fixture `observe(**named)`: exchanges and facts by name, once for each attempt."""

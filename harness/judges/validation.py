@@ -105,8 +105,13 @@ CASES: Final[Mapping[str, Case]] = {
 
 
 def filled(case: Case, vocab_size: int, stop: str) -> dict[str, Any]:
-    """The fields to send for a case, with what only the engine knows."""
-    base: dict[str, Any] = {"job_id": "bound", "prompt": PROMPT, "max_tokens": 2, "seed": 1}
+    """The fields to send for a case, with what only the engine knows; job_id if it is its point."""
+    base: dict[str, Any] = {
+        "job_id": f"bound-{uuid4()}",
+        "prompt": PROMPT,
+        "max_tokens": 2,
+        "seed": 1,
+    }
     sent = {**base, **case.change}
     if case.needs == "vocab":
         sent["top_k"] = vocab_size + case.change["top_k"]
@@ -153,7 +158,7 @@ def _check_sent(observation: Observation, case: Case, sent: dict[str, Json]) -> 
             raise Unseen(f"the stop string has {n} tokens, the case wants {case.n}")
     wanted = filled(case, vocab_size, stop)
     if "job_id" not in case.change:
-        wanted["job_id"] = sent.get("job_id")
+        sent.pop("job_id", None)
     if sent != wanted:
         raise Unseen("the recorded request is not the case's")
 

@@ -1,6 +1,6 @@
 """How an engine comes to run: as a process, in a container, or already somewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -27,7 +27,8 @@ class LaunchSpec:
 class ExitFacts:
     """How a process ended. `code` is negative for a signal, None where nobody can know it.
 
-    `timed_out`: the harness killed it because its time was over.
+    `timed_out`: the harness killed it because its time was over. `oom_killed`: the kernel killed it
+    at a memory limit (only a container's launcher can know).
     """
 
     code: int | None
@@ -36,6 +37,7 @@ class ExitFacts:
     duration_s: float
     pid: int | None
     timed_out: bool = False
+    oom_killed: bool = False
 
 
 class RunningEngine(Protocol):
@@ -85,3 +87,7 @@ class Launcher(Protocol):
     def launch(self, spec: LaunchSpec) -> RunningEngine: ...
 
     def run_to_exit(self, spec: LaunchSpec, timeout_s: float) -> ExitFacts: ...
+
+
+LaunchEngine = Callable[..., RunningEngine]
+"""The fixture `launch_engine(*args, model=None, env=None)`."""
