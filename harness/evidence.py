@@ -51,8 +51,11 @@ def new_run_id() -> str:
 
 
 def derive_files(bundle: BundleReader) -> dict[str, bytes]:
-    """The files that follow from transcripts and ledgers."""
-    return {"timings.json": dumps_line(derive_timings(bundle)) + b"\n"}
+    """The files that follow from transcripts, ledgers and verdicts."""
+    from harness.junit import render_junit
+
+    timings = dumps_line(derive_timings(bundle)) + b"\n"
+    return {"timings.json": timings, "junit.xml": render_junit(bundle)}
 
 
 def _checked_name(name: str, what: str) -> str:
@@ -175,7 +178,6 @@ class Seal:
     checks: Mapping[str, Json]
     trace: Mapping[str, Json]
     telemetry: Sequence[Sample] = ()
-    junit: bytes | None = None
     attachments: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -274,8 +276,6 @@ class BundleWriter:
         write_once(self.path / "public-key.pem", signer.public.pem)
         if seal.telemetry:
             write_once(self.path / "telemetry.parquet", telemetry_table(seal.telemetry))
-        if seal.junit is not None:
-            write_once(self.path / "junit.xml", seal.junit)
         for name, content in seal.attachments.items():
             write_once(self.path / check_path(name), content)
 

@@ -1,7 +1,7 @@
 """The cards of a report: engine, models, machine and run, as rows of name and value."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from harness.observation import Json
@@ -90,13 +90,20 @@ def run_card(metadata: Mapping[str, Json], environment: Mapping[str, Json]) -> C
     commit = source.get("commit")
     changed = " + changes" if source.get("dirty") else ""
     rows = {
-        "started": metadata.get("started_at"),
+        "started": _moment(metadata.get("started_at")),
         "took": _duration(metadata.get("started_at"), metadata.get("ended_at")),
         "nonce": metadata.get("nonce"),
         "harness": f"haikugate {harness.get('version')}",
         "source": f"{str(commit)[:12]}{changed}" if commit else None,
     }
     return "Run", _rows(rows, {name: name for name in rows})
+
+
+def _moment(value: Json) -> str | None:
+    try:
+        return f"{datetime.fromisoformat(value).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (TypeError, ValueError):
+        return None
 
 
 def _duration(started: Json, ended: Json) -> str | None:

@@ -86,11 +86,12 @@ def check_timings(case: Case) -> str:
 
 def check_report(case: Case) -> str:
     """Step 7: the reports, rendered again, have the same bytes."""
+    from harness.junit import render_junit
     from harness.report import render_reports
 
     if not case.same_version:
         raise NotChecked(_other_version(case))
-    rendered = render_reports(case.bundle)
+    rendered = render_reports(case.bundle) | {"junit.xml": render_junit(case.bundle)}
     for name, content in rendered.items():
         if case.bundle.read(name) != content:
             raise BundleError(f"{name}: differs from the report that this bundle gives")
