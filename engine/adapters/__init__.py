@@ -14,8 +14,11 @@ from engine.program import Program
 class InferenceAdapter(Protocol):
     """Writes the forward pass of its architectures as a program, for every backend alike."""
 
-    name: str
-    architectures: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def architectures(self) -> tuple[str, ...]: ...
 
     def program(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Program: ...
 
