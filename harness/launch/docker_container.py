@@ -180,10 +180,15 @@ def _pump(attached: Any, pipes: Mapping[int, IO[bytes]]) -> None:
     finally:
         for pipe in pipes.values():
             pipe.close()
-        attached.close()
-        response = getattr(attached, "_response", None)
-        if response is not None:
-            response.close()
+        _close(attached)
+
+
+def _close(attached: Any) -> None:
+    response = getattr(attached, "_response", None)
+    for part in (response, attached, getattr(attached, "_sock", None)):
+        if part is not None:
+            with suppress(OSError, ValueError):
+                part.close()
 
 
 def _signed(code: int) -> int:

@@ -78,7 +78,7 @@ class DockerEngine:
         while time.monotonic() < deadline:
             if not self.alive():
                 raise self._exited_early()
-            if self.client.is_ready():
+            if self._listens() and self.client.is_ready():
                 return
             time.sleep(POLL_S)
         raise LaunchError(
@@ -135,6 +135,9 @@ class DockerEngine:
             self._guest.files.remove()
             atexit.unregister(self.stop)
         return self._exit
+
+    def _listens(self) -> bool:
+        return self.uds is None or Path(self.uds).exists()
 
     def _exited_early(self) -> LaunchError:
         self._container.drain(1.0)
