@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from harness.bundle_reader import BundleReader
@@ -31,7 +31,7 @@ from harness.manifest import (
 from harness.observation import Json, Observation
 from harness.signing import sign_statement
 from harness.statement import certificate, test_result
-from harness.strict_json import dumps_file, dumps_line
+from harness.strict_json import dumps_file, dumps_line, loads_lines
 from harness.telemetry import Sample, telemetry_table
 from harness.timings import derive_timings
 from harness.transcript import Attachment, Recorded, encode_observation, observation_folder
@@ -40,6 +40,7 @@ PARTS = ".parts"
 LEDGER = "attempts.ndjson"
 SEEDS = "seeds.ndjson"
 ENGINE = "engine.ndjson"
+TELEMETRY = "telemetry.ndjson"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _MARKER = b"This run was not finished: the bundle is not sealed, not signed, and proves nothing.\n"
 
@@ -113,6 +114,7 @@ class PartWriter:
             self._ledger = LedgerWriter(part / f"{worker_id}.{LEDGER}", path.name, worker_id)
         self._seeds = _Lines(part / f"{worker_id}.{SEEDS}")
         self._engine = _Lines(part / f"{worker_id}.{ENGINE}")
+        self._telemetry = _Lines(part / f"{worker_id}.{TELEMETRY}")
         self._stored: dict[str, str] = {}
 
     def attempt(self, record: Mapping[str, Json]) -> None:
@@ -158,6 +160,10 @@ class PartWriter:
         """Keep an engine's narration, line by line."""
         self._engine.append([{"engine": name, "line": line} for line in lines])
 
+    def telemetry(self, samples: Sequence[Sample]) -> None:
+        """Keep samples of this worker's engine."""
+        self._telemetry.append([asdict(sample) for sample in samples])
+
     def close(self) -> None:
         """End this worker's chain."""
         self._ledger.close()
@@ -177,7 +183,6 @@ class Seal:
     environment: Mapping[str, Json]
     checks: Mapping[str, Json]
     trace: Mapping[str, Json]
-    telemetry: Sequence[Sample] = ()
     attachments: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -264,6 +269,11 @@ class BundleWriter:
             write_once(self.path / name, content)
         return roots
 
+    def _samples(self) -> list[Sample]:
+        parts = sorted((self.path / PARTS).glob(f"*.{TELEMETRY}"))
+        rows = [row for path in parts for row in loads_lines(path.read_bytes(), path.name)]
+        return sorted((Sample(**row) for row in rows), key=lambda sample: sample.monotonic_ns)
+
     def _write_files(self, seal: Seal, metadata: Mapping[str, Json], signer: Signer) -> None:
         files: dict[str, Mapping[str, Json]] = {
             "metadata.json": metadata,
@@ -274,8 +284,8 @@ class BundleWriter:
         for name, value in files.items():
             write_once(self.path / name, dumps_file(value))
         write_once(self.path / "public-key.pem", signer.public.pem)
-        if seal.telemetry:
-            write_once(self.path / "telemetry.parquet", telemetry_table(seal.telemetry))
+        if samples := self._samples():
+            write_once(self.path / "telemetry.parquet", telemetry_table(samples))
         for name, content in seal.attachments.items():
             write_once(self.path / check_path(name), content)
 

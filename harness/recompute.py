@@ -1,6 +1,6 @@
 """Judging a bundle again: every verdict from raw records, with the code that judged the run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from harness.bundle_reader import BundleReader
@@ -9,7 +9,7 @@ from harness.errors import BundleError, ChecklistError
 from harness.gates import JudgeContext, Run, judge_run
 from harness.observation import Json
 from harness.outcome import attempts_from
-from harness.trace import Collected, trace
+from harness.trace import Collected, trace, trace_json
 from harness.verdicts import evidence_paths, verdicts_json
 from harness.waivers import waiver_from_json
 
@@ -52,22 +52,33 @@ def context_from(judging: Mapping[str, Json]) -> JudgeContext:
         raise BundleError(f"metadata.json: judging is malformed: {error!r}") from error
 
 
-def collected_from(trace_json: Mapping[str, Json]) -> list[Collected]:
-    """The collected tests that trace.json lists."""
-    return [
-        Collected(test["nodeid"], test["test"], tuple(test["checks"]))
-        for test in trace_json["tests"]
-    ]
+def collected_from(records: Iterable[Mapping[str, Json]]) -> tuple[list[Collected], list[str]]:
+    """What the ledger's `collected` records list: each test once, sorted, and each error once."""
+    found = [record for record in records if record.get("event") == "collected"]
+    tests = {
+        Collected(nodeid, test, tuple(checks))
+        for record in found
+        for nodeid, test, checks in record["tests"]
+    }
+    errors = dict.fromkeys(error for record in found for error in record["errors"])
+    return sorted(tests, key=lambda item: item.nodeid), list(errors)
+
+
+def recomputed_trace(bundle: BundleReader, checklists: Checklists) -> dict[str, Json]:
+    """What trace.json must hold, from the ledger and the checklists alone."""
+    tests, errors = collected_from(bundle.attempts())
+    return {**trace_json(checklists, tests), "errors": errors}
 
 
 def recomputed_checks(bundle: BundleReader, checklists: Checklists) -> dict[str, Json]:
     """What checks.json must hold, from transcripts, ledger and collected tests alone."""
     recorded = list(bundle.recorded())
-    errors = bundle.trace.get("errors", [])
+    records = list(bundle.attempts())
+    tests, errors = collected_from(records)
     run = Run(
         observations=[seen.observation for seen in recorded],
-        attempts=attempts_from(bundle.attempts()),
-        trace=trace(checklists, collected_from(bundle.trace), errors),
+        attempts=attempts_from(records),
+        trace=trace(checklists, tests, errors),
     )
     context = context_from(bundle.metadata.get("judging") or {})
     gate, results = judge_run(checklists, run, context)

@@ -139,6 +139,9 @@ def caveats(bundle: BundleReader, checks: Iterable[CheckView]) -> list[str]:
         "The engine was attached by address: nothing about its process or memory is proven.": (
             judging.get("launcher") == "attach"
         ),
+        f"Gates {judging.get('lower_gates')} are certified by other bundles, not here.": bool(
+            judging.get("lower_gates")
+        ),
         "The engine ran unsealed: it could have reached the network.": (
             judging.get("launcher") != "docker"
         ),

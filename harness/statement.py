@@ -34,7 +34,8 @@ def subjects_of(manifest: Manifest, metadata: Mapping[str, Json]) -> list[Json]:
         subjects.append(descriptor("report.html", manifest.files["report.html"].sha256))
     engine = metadata.get("engine") or {}
     if engine.get("digest"):
-        subjects.append(descriptor(f"engine:{engine.get('kind', 'unknown')}", engine["digest"]))
+        digest = str(engine["digest"]).removeprefix("sha256:")
+        subjects.append(descriptor(f"engine:{engine.get('kind', 'unknown')}", digest))
     models = metadata.get("models") or []
     named = [descriptor(f"model:{m['name']}", m["sha256"]) for m in models if m.get("sha256")]
     return subjects + named

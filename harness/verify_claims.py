@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from harness.errors import BundleError
 from harness.observation import Exchange, Json
-from harness.recompute import context_from, recomputed_checks
+from harness.recompute import context_from, recomputed_checks, recomputed_trace
 from harness.strict_json import dumps_line
 from harness.timings import derive_timings, exchange_files
 from harness.verify import MAX_AGE_DAYS, Case, NotChecked, Step
@@ -31,13 +31,22 @@ def check_checklist(case: Case) -> str:
     if wanted != got:
         strange = sorted(set(wanted) ^ set(got)) or ["their order"]
         raise BundleError(f"checks.json: not the checks in scope: {', '.join(strange[:3])}")
-    return f"{len(wanted)} checks of {case.bundle.checks['scope']}, all there"
+    said = f"{len(wanted)} checks of {case.bundle.checks['scope']}, all there"
+    if context.lower_gates or context.waivers:
+        gates = ", ".join(str(gate) for gate in sorted(context.lower_gates)) or "none"
+        raise NotChecked(
+            f"{said}, but they rest on what lies outside: gates from other bundles: {gates},"
+            f" waivers: {len(context.waivers)}; verify those with their own keys"
+        )
+    return said
 
 
 def check_verdicts(case: Case) -> str:
     """Step 5: every verdict, message and number follows from the raw records."""
     if case.bundle.metadata.get("gate_files") != dict(case.options.checklists.digests):
         raise NotChecked(f"other checklists: {_other_version(case)}")
+    if recomputed_trace(case.bundle, case.options.checklists) != case.bundle.trace:
+        raise BundleError("trace.json: differs from what the ledger and the checklists give")
     wanted, got = recomputed_checks(case.bundle, case.options.checklists), case.bundle.checks
     if wanted == got:
         return f"{len(wanted['checks'])} verdicts recomputed: {wanted['verdict_line']}"

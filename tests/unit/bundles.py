@@ -93,6 +93,7 @@ SEEN = (
 def seal_of(observations: tuple[Observation, ...], records: list[dict[str, Any]]) -> Seal:
     """What a plugin would seal after these observations."""
     tests = [Collected(f"suites/t.py::{o.test}", o.test, (o.check,)) for o in observations]
+    tests.sort(key=lambda item: item.nodeid)
     context = JudgeContext(profile="cpu", gate=1, judged_at=datetime.now(UTC), judges=JUDGES)
     run = Run(observations, attempts_from(records), trace(CHECKLISTS, tests))
     gate, results = judge_run(CHECKLISTS, run, context)
@@ -114,8 +115,7 @@ def seal_of(observations: tuple[Observation, ...], records: list[dict[str, Any]]
         },
         environment={"os": "Linux 6", "cpu": "a CPU", "ram_bytes": 1 << 33, "gpus": []},
         checks=verdicts_json(CHECKLISTS, gate, results, paths),
-        trace=trace_json(CHECKLISTS, tests),
-        telemetry=[Sample(n * 50_000_000, 99.5, 1 << 20) for n in range(20)],
+        trace={**trace_json(CHECKLISTS, tests), "errors": []},
     )
 
 
@@ -130,6 +130,9 @@ def sealed(
     writer = BundleWriter.create(root, run_id)
     part = writer.part("main")
     records: list[dict[str, Any]] = []
+    tests = [[f"suites/t.py::{o.test}", o.test, [o.check]] for o in observations]
+    part.attempt({"event": "collected", "tests": tests, "errors": []})
+    part.telemetry([Sample(n * 50_000_000, 99.5, 1 << 20) for n in range(20)])
     for seen in observations:
         record = {
             "event": "finished",

@@ -273,6 +273,10 @@ def edit_report(bundle: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"NOT", b"NOW", 1) + b"<!-- -->")
 
 
+def edit_trace(bundle: Path) -> None:
+    edited(bundle, "trace.json", lambda trace: trace["tests"].pop())
+
+
 def edit_timings(bundle: Path) -> None:
     path = bundle / "timings.json"
     path.write_bytes(path.read_bytes().replace(b'"tokens":2', b'"tokens":3', 1))
@@ -321,6 +325,7 @@ def odd_metadata(bundle: Path) -> None:
         (claim_future, "lies in the future"),
         (claim_no_time, "ended_at is not a time"),
         (edit_report, "report.html: differs"),
+        (edit_trace, "trace.json: differs"),
         (edit_timings, "timings.json: differs"),
         (cut_ledger, "a chain does not end"),
         (empty_ledger, "a chain does not end"),
