@@ -84,6 +84,11 @@ class Check:
         wanted = (test for place in places for test in self.observations.get(place, ()))
         return tuple(dict.fromkeys(wanted))
 
+    def seen_without_gpu(self, test: str) -> bool:
+        """Whether the test can show it without a GPU: it is listed so, or nowhere and it may."""
+        free = self.observations.get("any", ())
+        return test in free or (test not in self.tests and "any" in (*self.where, *self.reported))
+
     def marks(self) -> tuple[str, ...]:
         """The pytest markers of a test of this check: its gate and those above, and its areas."""
         gates = tuple(f"gate{gate}" for gate in GATES if gate >= self.gate)
@@ -126,11 +131,12 @@ class Checklists:
 
 
 @lru_cache(maxsize=4)
-def load_checklists(directory: Path = DIRECTORY) -> Checklists:
-    """All four gates and the requirements.
+def load_checklists(directory: Path | None = None) -> Checklists:
+    """All four gates and the requirements, by default those of this installation.
 
     Raises ChecklistError where a file cannot be read, or an id, field or reference does not fit.
     """
+    directory = directory or DIRECTORY
     requirements, requirements_sha256 = _requirements(directory / "requirements.toml")
     gates = tuple(_gate(directory / f"gate{number}.toml", number) for number in GATES)
     digests = {f"gate{gate.number}.toml": gate.sha256 for gate in gates}
@@ -141,7 +147,7 @@ def load_checklists(directory: Path = DIRECTORY) -> Checklists:
     )
 
 
-def load_gates(directory: Path = DIRECTORY) -> tuple[Gate, ...]:
+def load_gates(directory: Path | None = None) -> tuple[Gate, ...]:
     """The four gates in order; raises ChecklistError as `load_checklists` does."""
     return load_checklists(directory).gates
 
@@ -207,7 +213,9 @@ _NEVER_EMPTY = ("id", "text", "requirements", "subject", "where", "launchers", "
 
 def _check(name: str, gate: int, row: Mapping[str, Any]) -> Check:
     where = f"{name}, check {row.get('id', '?')!r}"
-    fields = {key: tuple(value) if key in _LIST_FIELDS else value for key, value in row.items()}
+    fields: dict[str, Any] = {
+        key: tuple(value) if key in _LIST_FIELDS else value for key, value in row.items()
+    }
     fields["limits"] = MappingProxyType(dict(row.get("limits", {})))
     observations = {place: tuple(tests) for place, tests in row.get("observations", {}).items()}
     fields["observations"] = MappingProxyType(observations)

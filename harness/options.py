@@ -1,0 +1,117 @@
+"""From pytest's options to the state of a gate run."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.asked import Asked
+from harness.checklist import load_checklists
+from harness.errors import UsageError
+from harness.gates import JudgeContext
+from harness.keys import Signer, read_private_key, read_public_key, signer_from_environment
+from harness.session import GateSession, Nonce
+from harness.under_test import DEFAULT_MODEL, EngineOptions, EngineUnderTest
+
+M0_MODELS = ("qwen2.5-0.5b-instruct", "phi-3-mini-4k-instruct", "gpt-oss-20b")
+
+
+def option(config: pytest.Config, name: str) -> Any:
+    """One of the plugin's options, by the words of its flag."""
+    return config.getoption(f"haikugate_{name}")
+
+
+def default_profile() -> str:
+    """`gpu` where a CUDA device is visible, else `cpu`."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return "cpu"
+    from harness.environment import gpu_facts
+
+    return "gpu" if gpu_facts()["gpus"] else "cpu"
+
+
+def engine_options(config: pytest.Config) -> EngineOptions:
+    """What the command line says about the engine."""
+    profile = option(config, "profile") or default_profile()
+    url, image = option(config, "engine_url"), option(config, "image")
+    launcher = option(config, "launcher") or ("attach" if url else "docker" if image else "process")
+    models = option(config, "model") or (M0_MODELS if profile == "m0" else (DEFAULT_MODEL,))
+    gpus = tuple(word for word in option(config, "gpus").split(",") if word)
+    return EngineOptions(
+        profile=profile,
+        launcher=launcher,
+        kind=option(config, "engine"),
+        command=option(config, "engine_command"),
+        url=url,
+        image=image,
+        models=tuple(models),
+        gpus=gpus,
+        worker=worker_index(config),
+    )
+
+
+def worker_index(config: pytest.Config) -> int:
+    """The number of this xdist worker, from 0; 0 without xdist."""
+    workerid = getattr(config, "workerinput", {}).get("workerid", "gw0")
+    return int(workerid.removeprefix("gw") or 0)
+
+
+def session_from(config: pytest.Config, asked: Asked | None) -> GateSession:
+    """The state that the options describe; raises HaikugateError for what does not fit."""
+    checklists = load_checklists()
+    options = engine_options(config)
+    context = JudgeContext(
+        profile=options.profile,
+        launcher=options.launcher,
+        engine_kind=options.kind,
+        ours=options.ours,
+        gate=asked.gate if asked else 4,
+        areas=asked.areas if asked else (),
+    )
+    return GateSession(
+        checklists=checklists,
+        context=context,
+        under_test=EngineUnderTest(options),
+        nonce=Nonce.of(option(config, "nonce")),
+        asked=asked,
+    )
+
+
+def proof_dir(config: pytest.Config) -> Path:
+    """--proof-dir, HAIKUGATE_PROOF_DIR, or `proofs` below the working directory."""
+    given = option(config, "proof_dir") or os.environ.get("HAIKUGATE_PROOF_DIR")
+    return Path(given or "proofs").absolute()
+
+
+def signer_of(config: pytest.Config) -> Signer:
+    """The key of --signing-key, else of the environment, else an ephemeral one."""
+    given = option(config, "signing_key")
+    if given is None:
+        return signer_from_environment()
+    return read_private_key(Path(given), os.environ.get("HAIKUGATE_SIGNING_KEY_PASSPHRASE"))
+
+
+def with_trusted_files(
+    config: pytest.Config, session: GateSession, run_key_id: str
+) -> JudgeContext:
+    """The context with the waivers and the lower gates that trusted keys signed."""
+    from dataclasses import replace
+
+    from harness.waivers import load_waivers
+
+    trusted = [read_public_key(Path(path)) for path in option(config, "trust_key") or ()]
+    context = session.context
+    waivers, bundles = option(config, "waivers"), option(config, "gate_bundles")
+    if (waivers or bundles) and not trusted:
+        raise UsageError("--waivers and --gate-bundles need --trust-key PEM")
+    if waivers:
+        read = load_waivers(Path(waivers), trusted, run_key_id, session.checklists)
+        context = replace(context, waivers=read)
+    if bundles:
+        from harness.lower_gates import certified_gates
+
+        identity = session.under_test.identity(), session.under_test.models()
+        found = certified_gates(Path(bundles), trusted, context, *identity)
+        context = replace(context, lower_gates=found)
+    return context

@@ -1,0 +1,190 @@
+"""The engine under test: how it is launched, on which device, and what identifies it."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.launch import Launcher, LaunchSpec, RunningEngine
+from harness.observation import Json
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+REFERENCE_COMMAND = (
+    *(sys.executable, "-m", "engine.cli", "serve"),
+    *("--model", "{model}", "--port", "{port}"),
+)
+READY_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the command line says about the engine; `gpus` are device indices, `worker` ours."""
+
+    profile: str
+    launcher: str = "process"
+    kind: str = "native"
+    command: str = ""
+    url: str = ""
+    image: str = ""
+    models: tuple[str, ...] = (DEFAULT_MODEL,)
+    gpus: tuple[str, ...] = ()
+    worker: int = 0
+
+    @property
+    def ours(self) -> bool:
+        """Whether the engine is this installation's reference engine."""
+        return not (self.command or self.url or self.image)
+
+    @property
+    def gpu(self) -> str | None:
+        """The one GPU of this worker: index `worker` modulo their number."""
+        return self.gpus[self.worker % len(self.gpus)] if self.gpus else None
+
+
+def refuse_conflicts(options: EngineOptions) -> None:
+    """Raises UsageError for options that do not go together."""
+    given = {"attach": options.url, "docker": options.image, "process": options.command}
+    flags = {"attach": "--engine-url", "docker": "--image", "process": "--engine-command"}
+    for launcher, value in given.items():
+        if value and launcher != options.launcher and launcher != "process":
+            raise UsageError(f"{flags[launcher]} needs --launcher {launcher}")
+    if options.launcher == "attach" and not options.url:
+        raise UsageError("--launcher attach needs --engine-url URL")
+    if options.launcher == "docker" and not options.image:
+        raise UsageError("--launcher docker needs --image IMAGE")
+    if options.launcher == "attach" and options.command:
+        raise UsageError("--engine-command cannot be run by --launcher attach")
+
+
+class EngineUnderTest:
+    """Launches what the options describe, as often as the suites ask."""
+
+    def __init__(self, options: EngineOptions, log_dir: Path | None = None) -> None:
+        refuse_conflicts(options)
+        self.options = options
+        self._log_dir = log_dir
+
+    @cached_property
+    def launcher(self) -> Launcher:
+        """The launcher of the options, with the client of the engine's kind."""
+        return _LAUNCHERS[self.options.launcher](self.options, self._log_dir)
+
+    @cached_property
+    def model_path(self) -> Path:
+        """The first model's file; raises ModelFileError saying how to get it."""
+        from harness import models
+
+        return models.resolve(self.options.models[0])
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command template to launch."""
+        if self.options.command:
+            return tuple(shlex.split(self.options.command))
+        if not self.options.ours:
+            return ()
+        device = () if self.options.profile == "cpu" else ("--device", "cuda:0")
+        return REFERENCE_COMMAND + device
+
+    def spec(self, model: Path | None = None) -> LaunchSpec:
+        """What is launched by default, or the same with another model file."""
+        gpu = self.options.gpu
+        env = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        return LaunchSpec(
+            self.command, model or self.model_path, env=env, ready_timeout_s=READY_TIMEOUT_S
+        )
+
+    def launch(
+        self,
+        args: Sequence[str] = (),
+        *,
+        model: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> RunningEngine:
+        """Launch one engine with further arguments; raises LaunchError."""
+        spec = self.spec(model)
+        return self.launcher.launch(
+            replace(spec, args=(*spec.args, *args), env={**spec.env, **(env or {})})
+        )
+
+    def identity(self) -> dict[str, Json]:
+        """What really ran: kind, launcher, command, and the digest of its files or image."""
+        options = self.options
+        return {
+            "kind": options.kind,
+            "launcher": options.launcher,
+            "ours": options.ours,
+            "command": [_without_home(part) for part in self.command],
+            "url": options.url or None,
+            "image": options.image or None,
+            "digest": self._digest(),
+        }
+
+    def _digest(self) -> str | None:
+        from harness.installation import package_files, tree_digest
+        from harness.manifest import digest_file
+
+        if self.options.ours:
+            return tree_digest({**package_files("engine"), **package_files("kernels")})
+        image = getattr(self.launcher, "image_digest", None)
+        if image is not None:
+            return str(image)
+        files = [path for part in self.command if (path := _file_of(part)) is not None]
+        return tree_digest({path.name: digest_file(path) for path in files}) if files else None
+
+    def models(self) -> list[Json]:
+        """Every model of the options by name, bytes and digest; a missing file has no digest."""
+        return [_model(name) for name in self.options.models]
+
+
+def _file_of(part: str) -> Path | None:
+    """The file a word of the command names: a path, or an executable on PATH."""
+    found = Path(part) if os.sep in part else Path(shutil.which(part) or part)
+    return found if found.is_file() else None
+
+
+def _without_home(part: str) -> str:
+    home = str(Path.home())
+    return "~" + part[len(home) :] if part.startswith(home + os.sep) else part
+
+
+def _model(name: str) -> dict[str, Json]:
+    from harness import models
+    from harness.errors import ModelFileError
+    from harness.manifest import digest_file
+
+    try:
+        path = models.resolve(name)
+    except (ModelFileError, UsageError) as error:
+        return {"name": name, "bytes": None, "sha256": None, "note": str(error)}
+    sha256 = digest_file(path)
+    known = models.known_by_digest(sha256)
+    return {
+        "name": known.name if known else path.name,
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": sha256,
+    }
+
+
+def _process(options: EngineOptions, log_dir: Path | None) -> Launcher:
+    from harness.clients import client_named
+    from harness.launch.process import ProcessLauncher
+
+    return ProcessLauncher(client_named(options.kind), log_dir)
+
+
+def _attach(options: EngineOptions, log_dir: Path | None) -> Launcher:
+    from harness.clients import client_named
+    from harness.launch.attach import AttachLauncher
+    from harness.transport import Endpoint
+
+    return AttachLauncher(Endpoint(options.url), client_named(options.kind))
+
+
+_LAUNCHERS = {"process": _process, "attach": _attach}
