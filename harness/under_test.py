@@ -19,6 +19,7 @@ REFERENCE_COMMAND = (
     *("--model", "{model}", "--port", "{port}"),
 )
 READY_TIMEOUT_S = 120.0
+DEFAULT_IMAGE = "haikugate-engine"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,6 @@ def refuse_conflicts(options: EngineOptions) -> None:
             raise UsageError(f"{flags[launcher]} needs --launcher {launcher}")
     if options.launcher == "attach" and not options.url:
         raise UsageError("--launcher attach needs --engine-url URL")
-    if options.launcher == "docker" and not options.image:
-        raise UsageError("--launcher docker needs --image IMAGE")
     if options.launcher == "attach" and options.command:
         raise UsageError("--engine-command cannot be run by --launcher attach")
 
@@ -89,12 +88,17 @@ class EngineUnderTest:
         if not self.options.ours:
             return ()
         device = () if self.options.profile == "cpu" else ("--device", "cuda:0")
+        if self.options.launcher == "docker":
+            from harness.launch.docker import ENGINE_COMMAND
+
+            return ENGINE_COMMAND + device
         return REFERENCE_COMMAND + device
 
     def spec(self, model: Path | None = None) -> LaunchSpec:
         """What is launched by default, or the same with another model file."""
         gpu = self.options.gpu
-        env = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        chosen = gpu not in (None, "all") and self.options.launcher != "docker"
+        env = {"CUDA_VISIBLE_DEVICES": str(gpu)} if chosen else {}
         return LaunchSpec(
             self.command, model or self.model_path, env=env, ready_timeout_s=READY_TIMEOUT_S
         )
@@ -129,7 +133,7 @@ class EngineUnderTest:
         from harness.installation import package_files, tree_digest
         from harness.manifest import digest_file
 
-        if self.options.ours:
+        if self.options.ours and self.options.launcher != "docker":
             return tree_digest({**package_files("engine"), **package_files("kernels")})
         image = getattr(self.launcher, "image_digest", None)
         if image is not None:
@@ -187,4 +191,17 @@ def _attach(options: EngineOptions, log_dir: Path | None) -> Launcher:
     return AttachLauncher(Endpoint(options.url), client_named(options.kind))
 
 
-_LAUNCHERS = {"process": _process, "attach": _attach}
+def _docker(options: EngineOptions, log_dir: Path | None) -> Launcher:
+    from harness.clients import client_named
+    from harness.launch.docker import DockerLauncher
+    from harness.launch.docker_seal import DockerOptions
+
+    chosen = None if options.gpu is None else () if options.gpu == "all" else (options.gpu,)
+    return DockerLauncher(
+        DockerOptions(options.image or DEFAULT_IMAGE, gpus=chosen),
+        client_named(options.kind),
+        log_dir,
+    )
+
+
+_LAUNCHERS = {"process": _process, "attach": _attach, "docker": _docker}

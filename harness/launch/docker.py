@@ -28,16 +28,18 @@ from harness.launch.process import free_port
 from harness.transport import Endpoint
 
 PORT_ATTEMPTS: Final = 4
+SOURCE_LABEL: Final = "org.haikugate.source.sha256"
 
 ENGINE_COMMAND: Final = ("haikugate-engine", "serve", "--model", "{model}", "--uds", "{uds}")
-"""What serves in the project's own image."""
+"""What serves in the project's own image, which its label tells."""
 
 
 class DockerLauncher:
     """Runs engines in containers of one image on this machine's Docker engine.
 
     A command's first word replaces the image's entrypoint, unless it is an option ("--…") or the
-    command is empty. `{model}` and `{uds}` become paths inside the container.
+    command is empty (the project's own image is then started by `ENGINE_COMMAND`). `{model}` and
+    `{uds}` become paths inside the container.
     """
 
     kind = "docker"
@@ -59,6 +61,8 @@ class DockerLauncher:
 
     def launch(self, spec: LaunchSpec) -> DockerEngine:
         """Start the engine and wait until it answers; on any failure nothing is left behind."""
+        if not spec.command and SOURCE_LABEL in self.image().labels:
+            spec = replace(spec, command=ENGINE_COMMAND)
         self._check_reachable(spec)
         for attempt in range(1, PORT_ATTEMPTS + 1):
             engine = self._engine(spec)
@@ -91,6 +95,11 @@ class DockerLauncher:
         if self._image is None:
             self._image = find_or_pull(self._client(), self.options.image, self._on_pull)
         return self._image
+
+    @property
+    def image_digest(self) -> str:
+        """What identifies the engine: the SHA-256 id of its image."""
+        return self.image().id
 
     def docker_version(self) -> str:
         """The version of the Docker engine."""
