@@ -1,0 +1,121 @@
+"""Loading a model: file → config → adapter → program → runtime, with its tokenizer."""
+
+import hashlib
+import importlib
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from engine.backends import LoadOptions, Progress, Runtime
+from engine.config import ModelConfig
+from engine.errors import DeviceError
+from engine.gguf import GGUFFile
+
+if TYPE_CHECKING:
+    from engine.chat import ChatTemplate
+    from engine.tokenizer import Tokenizer
+
+BACKENDS = {"cpu": "engine.backends.cpu", "cuda": "engine.backends.cuda"}
+_DIGEST_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, and what it is; `name` is the file's name without its suffix.
+
+    `opened` keeps the file open for as long as the model runs, so that anyone who may look into
+    the process can see, and hash, what it was loaded from.
+    """
+
+    name: str
+    path: Path
+    size_bytes: int
+    config: ModelConfig
+    adapter: str
+    backend: str
+    quant_kind: str
+    bytes_by_type: dict[str, int]
+    tokenizer: "Tokenizer"
+    chat: "ChatTemplate"
+    runtime: Runtime
+    opened: BinaryIO
+
+    def close(self) -> None:
+        """Free the runtime, let go of the file."""
+        self.runtime.close()
+        self.opened.close()
+
+
+def backend_of(device: str) -> str:
+    """The backend of a device such as "cpu" or "cuda:0"."""
+    return device.partition(":")[0]
+
+
+def load_model(
+    path: Path, options: LoadOptions | None = None, progress: Progress | None = None
+) -> LoadedModel:
+    """Load a GGUF file; raises ModelLoadError, InsufficientMemory or DeviceError."""
+    from engine.adapters import adapter_for
+    from engine.chat import ChatTemplate
+    from engine.tokenizer import Tokenizer
+
+    options = options or LoadOptions()
+    progress = progress or _silent
+    backend = _import_backend(options.device)
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_file(file)
+        adapter = adapter_for(config)
+        tokenizer = Tokenizer.from_file(file)
+        chat = ChatTemplate.from_file(file, tokenizer)
+        program = adapter.program(config, file.tensors)
+        bytes_by_type, quant_kind = file.bytes_by_type, file.quant_kind
+        runtime = backend.load(file, program, options, progress)
+        return LoadedModel(
+            name=path.stem,
+            path=path,
+            size_bytes=file.size_bytes,
+            config=config,
+            adapter=adapter.name,
+            backend=backend_of(options.device),
+            quant_kind=quant_kind,
+            bytes_by_type=bytes_by_type,
+            tokenizer=tokenizer,
+            chat=chat,
+            runtime=runtime,
+            opened=path.open("rb"),
+        )
+
+
+class FileDigest(threading.Thread):
+    """The SHA-256 of a file, computed beside the load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(name="digest", daemon=True)
+        self._path = path
+        self.sha256: str | None = None
+
+    def run(self) -> None:
+        """Read the file; an unreadable one leaves `sha256` None (the loader says why)."""
+        try:
+            digest = hashlib.sha256()
+            with self._path.open("rb") as file:
+                while chunk := file.read(_DIGEST_CHUNK_BYTES):
+                    digest.update(chunk)
+        except OSError:
+            return
+        self.sha256 = digest.hexdigest()
+
+
+def _import_backend(device: str) -> Any:
+    try:
+        return importlib.import_module(BACKENDS[backend_of(device)])
+    except ImportError as error:
+        missing = error.name or "a package"
+        raise DeviceError(
+            f"device {device}: {missing} is not installed; install haikugate[cuda12] or [cuda13]"
+        ) from error
+
+
+def _silent(_loaded: int, _total: int) -> None:
+    return
