@@ -107,7 +107,6 @@ CASES: Final[Mapping[str, Case]] = {
 def filled(case: Case, vocab_size: int, stop: str) -> dict[str, Any]:
     """The fields to send for a case, with what only the engine knows; job_id if it is its point."""
     base: dict[str, Any] = {
-        "job_id": f"bound-{uuid4()}",
         "prompt": PROMPT,
         "max_tokens": 2,
         "seed": 1,
