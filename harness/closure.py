@@ -72,4 +72,4 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 
 
 def _called(function: ast.expr) -> str:
-    return getattr(function, "attr", None) or getattr(function, "id", "")
+    return str(getattr(function, "attr", None) or getattr(function, "id", ""))

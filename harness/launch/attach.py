@@ -58,7 +58,6 @@ class AttachedEngine:
         self.uds = endpoint.uds
         self.client = client_factory(endpoint)
         self.stopped = False
-        self.ready_s: float | None = None
 
     @property
     def model_sha256(self) -> str:

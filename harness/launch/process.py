@@ -90,7 +90,6 @@ class ProcessEngine:
         self.spec = spec
         self.model_path = spec.model_path
         self.stopped = False
-        self.ready_s: float | None = None
         self._socket_dir = _socket_dir(spec)
         self.uds = None if self._socket_dir is None else str(Path(self._socket_dir.name) / "e.sock")
         self.port = free_port()
@@ -125,7 +124,6 @@ class ProcessEngine:
                 raise self._exited_early()
             if self.client.is_ready():
                 self._check_listener()
-                self.ready_s = time.monotonic() - self._started
                 return
             time.sleep(POLL_S)
         raise LaunchError(
