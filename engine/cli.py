@@ -17,7 +17,6 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="The reference engine of haikugate: one GGUF model on one device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -33,6 +32,18 @@ MemoryLimitMb = Annotated[
     int, typer.Option(min=0, help="Budget of weights + KV + workspace in MiB; 0: none.")
 ]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: one for each core.")]
+
+
+@app.callback()
+def engine(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """The reference engine of haikugate: one GGUF model on one device."""
+    if version:
+        from importlib.metadata import version as installed_version
+
+        typer.echo(installed_version("haikugate"))
+        raise typer.Exit
 
 
 @app.command(

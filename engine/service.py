@@ -157,7 +157,7 @@ class _Process:
         memory = model.runtime.memory()
         self._tell(
             "model_load_complete",
-            f"Has loaded {model.name}"[:100],
+            f"Completes the load of {model.name}",
             "load",
             "model",
             duration_ms=round((time.monotonic() - begun) * 1e3, 3),
@@ -169,7 +169,7 @@ class _Process:
     def _tell_progress(self, percent: int, loaded: int, total: int) -> None:
         self._tell(
             "model_load_progress",
-            f"Has loaded {percent} % of the model",
+            f"Loads the model: {percent} % are on the device",
             "load",
             "model",
             percent=percent,
