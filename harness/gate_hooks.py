@@ -114,8 +114,8 @@ class WorkerHooks:
         """A test whose observation does not pass is shown as failed; the ledger says it ran."""
         found = self.session.findings.get(collected.nodeid, [])
         lines = [f"{id_}: {f.verdict}: {f.message}" for id_, f in found if f.verdict != "pass"]
-        judged = [id_ for id_, f in found if f.verdict == "pass"]
-        if lines and not set(judged) >= {id_ for id_, _ in found}:
+        passed = {id_ for id_, f in found if f.verdict == "pass"}
+        if not passed >= {id_ for id_, _ in found}:
             report.outcome = "failed"
             report.longrepr = "\n".join(lines)
 
@@ -171,6 +171,8 @@ class ControllerHooks(WorkerHooks):
             self.session.record("crashed", crashed=node.gateway.id, message=str(error))
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        if isinstance(excinfo.value, pytest.Session.Interrupted):
+            return  # pytest's way to stop after an error of collection
         self.session.interrupted = True
         self.session.blockers.append("the run was interrupted")
         self.session.record("interrupted", message=excinfo.exconly(tryshort=True))

@@ -120,7 +120,8 @@ class GateResult:
             for verdict, words in _COUNTED
             if counts[verdict] or verdict == Verdict.NOT_RUN
         ]
-        head = "CERTIFIED" if self.certified else "NOT CERTIFIED"
+        head = "PASSED, not a certificate" if self.holds else "NOT CERTIFIED"
+        head = "CERTIFIED" if self.certified else head
         return f"{head}: {', '.join(parts)}"
 
     def to_json(self) -> dict[str, Json]:

@@ -93,6 +93,7 @@ def write_checklists(
     )
     load_checklists.cache_clear()
     (folder / "SHA256SUMS").write_text(digest_lines(load_checklists(folder)))
+    load_checklists.cache_clear()
 
 
 class GateProject:
