@@ -83,7 +83,7 @@ def parse_public_key(pem: bytes, where: str) -> PublicKey:
 
 def read_public_key(path: Path) -> PublicKey:
     """Read a PEM public key file."""
-    return parse_public_key(_read(path), str(path))
+    return parse_public_key(read_pem(path), str(path))
 
 
 def parse_private_key(pem: bytes, passphrase: str | None, where: str) -> Signer:
@@ -103,13 +103,14 @@ def parse_private_key(pem: bytes, passphrase: str | None, where: str) -> Signer:
 
 def read_private_key(path: Path, passphrase: str | None = None) -> Signer:
     """Read a PEM private key file that nobody else may read."""
-    pem = _read(path)
+    pem = read_pem(path)
     if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise SignatureError(f"{path}: others may read this private key; run chmod 600 on it")
     return parse_private_key(pem, passphrase, str(path))
 
 
-def _read(path: Path) -> bytes:
+def read_pem(path: Path) -> bytes:
+    """The bytes of a key file; raises SignatureError."""
     try:
         with path.open("rb") as file:
             return file.read(MAX_PEM_BYTES)

@@ -182,4 +182,4 @@ def require_space(folder: Path, wanted_bytes: int) -> None:
 
 def inspect_command(path: Path) -> list[str]:
     """The reference engine's own command that shows what a model file holds."""
-    return [sys.executable, "-m", "engine.cli", "inspect", str(path)]
+    return [sys.executable, "-m", "engine.cli", "inspect", "--model", str(path)]

@@ -1,0 +1,100 @@
+"""`haikugate verify` and `haikugate report`."""
+
+import webbrowser
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.bundle_reader import BundleReader
+from harness.errors import BundleError
+from harness.verify import Status, Verification, VerifyOptions, verify_bundle
+
+STYLES = {Status.HOLDS: "green", Status.FAILS: "bold red", Status.NOT_CHECKED: "yellow"}
+
+Bundle = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
+
+
+def verification_table(verification: Verification) -> Table:
+    """The steps as a table."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("step", "", "status", "what"):
+        table.add_column(heading, overflow="fold")
+    for step in verification.steps:
+        status = Text(step.status.value, style=STYLES[step.status])
+        table.add_row(str(step.number), step.name, status, Text(step.message))
+    return table
+
+
+def print_verification(verification: Verification, console: Console) -> None:
+    """Identity first, then the steps, then what the bundle says and whether it holds."""
+    console.print(Text(verification.identity, style="bold"))
+    console.print(verification_table(verification))
+    console.print(Text(verification.verdict))
+    word, style = ("HOLDS", "green") if verification.holds else ("DOES NOT HOLD", "bold red")
+    console.print(Text(f"The evidence {word}.", style=style))
+
+
+def verify(
+    bundle: Bundle,
+    public_key: Annotated[
+        Path | None, typer.Option(help="PEM of a signer you trust.", show_default=False)
+    ] = None,
+    nonce: Annotated[str | None, typer.Option(help="The nonce you gave to the run.")] = None,
+    allow_expired: Annotated[bool, typer.Option(help="Accept a bundle over a year old.")] = False,
+) -> None:
+    """Verify a bundle offline: signatures, every byte, every verdict recomputed."""
+    from harness.keys import read_public_key
+
+    options = VerifyOptions(
+        public_key=read_public_key(public_key) if public_key else None,
+        nonce=nonce,
+        allow_expired=allow_expired,
+    )
+    verification = verify_bundle(bundle, options)
+    print_verification(verification, Console(soft_wrap=True))
+    raise typer.Exit(0 if verification.holds else 1)
+
+
+def report(
+    bundle: Bundle,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Render here, not only compare with the bundle.", show_default=False),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Render a bundle's Markdown, HTML and JUnit XML, and say where they lie."""
+    from harness.junit import render_junit
+    from harness.report import render_reports
+
+    reader = BundleReader(bundle)
+    rendered = render_reports(reader) | {"junit.xml": render_junit(reader)}
+    del rendered["README.md"]
+    folder = output or bundle
+    changed = [] if output else _differing(reader, rendered)
+    if output:
+        _write(output, rendered)
+    console = Console(soft_wrap=True)
+    for name in rendered:
+        note = " (sealed with another rendering; --output shows today's)" if name in changed else ""
+        console.print(Text(f"{folder / name}{note}"))
+    if open_:
+        webbrowser.open((folder / "report.html").absolute().as_uri())
+
+
+def _differing(reader: BundleReader, rendered: Mapping[str, bytes]) -> list[str]:
+    return [name for name, content in rendered.items() if reader.read(name) != content]
+
+
+def _write(folder: Path, rendered: Mapping[str, bytes]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in rendered.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise BundleError(f"cannot write {folder}: {error.strerror}") from error
