@@ -1,0 +1,177 @@
+"""Probes of work really done: paired timings, process, memory, physics, the open model file."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from harness.judges.rule import body, exchange, exchanges, fact, judge, limit, need, passed
+from harness.judges.stream import finished
+from harness.observation import Exchange, Finding, Json, Judge, Limits, Observation
+from harness.significance import signed_rank_p
+
+
+def _duration_s(seen: Exchange) -> float:
+    stream = finished(seen)
+    assert stream.terminal_ns is not None
+    return (stream.terminal_ns - seen.sent_ns) / 1e9
+
+
+def _ttft_s(seen: Exchange) -> float:
+    stream = finished(seen)
+    need(bool(stream.tokens), "a stream without tokens")
+    return (stream.tokens[0].arrival_ns - seen.sent_ns) / 1e9
+
+
+def _not_faster(
+    suspect: Sequence[float], plain: Sequence[float], limits: Limits, what: str
+) -> dict[str, float]:
+    """The suspect kind is not both significantly and substantially faster than the plain one."""
+    p = signed_rank_p(suspect, plain)
+    ratio = statistics.median(suspect) / statistics.median(plain)
+    need(
+        p > limit(limits, "p_value") or ratio > limit(limits, "ratio"),
+        f"{what}: {ratio:.2f} of the time, p = {p:.2g}",
+    )
+    return {"p_value": p, "median_ratio": ratio}
+
+
+@judge
+def cache(observation: Observation, limits: Limits) -> Finding:
+    """A repeated request takes as long as a fresh one."""
+    repeated = [_duration_s(one) for one in exchanges(observation, "repeated")]
+    fresh = [_duration_s(one) for one in exchanges(observation, "fresh")]
+    numbers = _not_faster(repeated, fresh, limits, "repeated requests are answered from a cache")
+    return passed("repeated requests are computed again", **numbers)
+
+
+@judge
+def coalesce(observation: Observation, limits: Limits) -> Finding:
+    """Clones of one request, sent together, are each computed and each have their own draw."""
+    clones, others = exchanges(observation, "clones"), exchanges(observation, "others")
+    size = fact(observation, "group_size")
+    together = _spans(clones, size)
+    numbers = _not_faster(together, _spans(others, size), limits, "clones are computed only once")
+    answers = [tuple(finished(one).ids) for one in exchanges(observation, "unseeded")]
+    need(len(set(answers)) == len(answers), "clones without a seed got the same answer")
+    return passed("clones are each computed", **numbers)
+
+
+def _spans(seen: Sequence[Exchange], size: int) -> list[float]:
+    """Seconds from the first request of each group to its last terminal event."""
+    groups = [seen[i : i + size] for i in range(0, len(seen), size)]
+    return [
+        (max(finished(one).terminal_ns or 0 for one in group) - min(one.sent_ns for one in group))
+        / 1e9
+        for group in groups
+    ]
+
+
+@judge
+def shape(observation: Observation, limits: Limits) -> Finding:
+    """The first token does not wait for the last, and is not empty."""
+    short = [_ttft_s(one) for one in exchanges(observation, "short")]
+    long = [_ttft_s(one) for one in exchanges(observation, "long")]
+    p = signed_rank_p(short, long)
+    ratio = statistics.median(long) / statistics.median(short)
+    need(
+        p > limit(limits, "p_value") or ratio < limit(limits, "ratio"),
+        f"the first token waits for the whole answer: {ratio:.1f} times later for a long one "
+        f"(p = {p:.2g})",
+    )
+    for one in exchanges(observation, "long"):
+        first = finished(one).tokens[0]
+        need(bool(first.text), "the first token of ordinary text is empty")
+    return passed("the first token does not wait", p_value=p, median_ratio=ratio)
+
+
+@judge
+def process(observation: Observation, limits: Limits) -> Finding:
+    """One process, from the first request to the last; sealed if it was launched so."""
+    before, after = fact(observation, "before"), fact(observation, "after")
+    for name in ("pid", "create_time"):
+        need(before[name] == after[name], f"{name} was {before[name]}, became {after[name]}")
+    gone = set(before["processes"]) - set(after["processes"])
+    need(not gone, f"processes {sorted(gone)} of the engine were replaced")
+    connections = after.get("connections") or []
+    strange = [c for c in connections if not c.startswith(("127.", "::1", "[::1]"))]
+    need(not strange, f"the engine holds connections to {strange[:2]}")
+    return passed("one process over the whole run", pid=before["pid"])
+
+
+@judge
+def memory(observation: Observation, limits: Limits) -> Finding:
+    """Resident memory holds the weights, as reported, and does not grow with cancels."""
+    health, rss = body(exchange(observation, "health")), fact(observation, "rss_bytes")
+    weights, model_bytes = health["weights_bytes"], fact(observation, "model_bytes")
+    reported = health["vram_bytes_used"]
+    need(
+        weights >= limit(limits, "min_weights_ratio") * model_bytes,
+        f"{weights} bytes of weights reported for a file of {model_bytes}",
+    )
+    device_bytes = observation.facts.get("device_bytes")
+    held = rss[0] if device_bytes is None else device_bytes
+    need(held >= 0.9 * weights, f"{held} bytes held, {weights} bytes of weights")
+    need(reported <= 1.1 * held, f"{reported} bytes reported as used, {held} are held")
+    half = len(rss) // 2
+    slope = (statistics.median(rss[half:]) - statistics.median(rss[:half])) / max(1, half)
+    bound = limit(limits, "slope_bytes_per_request")
+    need(slope <= bound, f"memory grows {slope:.0f} bytes a cancelled job, at most {bound:.0f}")
+    return passed("memory holds the weights and is flat", slope_bytes=slope, held_bytes=held)
+
+
+@judge
+def physics(observation: Observation, limits: Limits) -> Finding:
+    """No faster than memory allows, and no less compute than the operations need."""
+    streams = [finished(one) for one in exchanges(observation, "jobs")]
+    weights = body(exchange(observation, "health"))["weights_bytes"]
+    tokens = sum(len(stream.ids) for stream in streams)
+    gaps_s = [
+        (b.arrival_ns - a.arrival_ns) / 1e9
+        for stream in streams
+        for a, b in zip(stream.tokens, stream.tokens[1:], strict=False)
+    ]
+    rate = len(gaps_s) / sum(gaps_s)
+    bandwidth = fact(observation, "bandwidth_bytes_per_s")
+    read = rate * weights
+    need(
+        read <= limit(limits, "bandwidth_ratio") * bandwidth,
+        f"{rate:.0f} tokens/s would read {read / 1e9:.1f} GB/s, memory gives "
+        f"{bandwidth / 1e9:.1f}: no such model ran here",
+    )
+    floor_s = _compute_floor_s(weights, limits)
+    used_s = fact(observation, "compute_s") / tokens
+    need(
+        used_s >= floor_s,
+        f"{used_s * 1e3:.3f} ms of compute a token, the operations need {floor_s * 1e3:.3f}",
+    )
+    return passed("rate and compute are possible", tokens_per_s=rate, compute_ms=used_s * 1e3)
+
+
+def _compute_floor_s(weights_bytes: int, limits: Limits) -> float:
+    """Two operations a weight, at 4.5 bits and more a weight, at the fastest core there is."""
+    operations = 2 * weights_bytes * 8 / 17
+    return operations / (limit(limits, "core_gflops") * 1e9)
+
+
+@judge
+def model_file(observation: Observation, limits: Limits) -> Finding:
+    """The file that the process has open is the file that was given and is reported."""
+    reported = body(exchange(observation, "health"))["model_sha256"]
+    wanted = fact(observation, "model_sha256")
+    need(reported == wanted, f"/health reports model {reported}, the file given has {wanted}")
+    opened: list[Json] = fact(observation, "open_models")
+    need(bool(opened), "the process has no model file open")
+    strange = [one["sha256"] for one in opened if one["sha256"] != wanted]
+    need(not strange, f"the process has another model file open: {strange[:1]}")
+    return passed("the open file is the reported model", files=len(opened))
+
+
+JUDGES: Final[Mapping[str, Judge]] = {
+    "G4-GENUINE-CACHE": cache,
+    "G4-GENUINE-COALESCE": coalesce,
+    "G4-GENUINE-SHAPE": shape,
+    "G4-GENUINE-PROCESS": process,
+    "G4-GENUINE-MEMORY": memory,
+    "G4-GENUINE-PHYSICS": physics,
+    "G4-GENUINE-MODELFILE": model_file,
+}

@@ -1,0 +1,31 @@
+"""The reference engine: the harness's own installation, started after the engine under test ended.
+
+It is never found on PATH, listens on a private UNIX socket, and runs the same model file by digest.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.clients.native import NativeClient
+from harness.launch import LaunchSpec, RunningEngine
+from harness.launch.process import ProcessLauncher
+
+COMMAND = (
+    *(sys.executable, "-m", "engine.cli", "serve"),
+    *("--model", "{model}", "--uds", "{uds}"),
+)
+READY_TIMEOUT_S = 120.0
+
+
+@contextmanager
+def reference_engine(model: Path, *args: str) -> Iterator[RunningEngine]:
+    """A reference process for this model file; it ends with the block."""
+    launcher = ProcessLauncher(NativeClient, None)
+    spec = LaunchSpec(COMMAND, model, args=args, ready_timeout_s=READY_TIMEOUT_S)
+    running = launcher.launch(spec)
+    try:
+        yield running
+    finally:
+        running.stop()
