@@ -7,7 +7,7 @@ from typing import Any, Final
 import yaml
 
 from harness.judges.rule import Broken, Unseen, fact, judge, need, passed
-from harness.observation import Finding, Judge, Json, Limits, Observation
+from harness.observation import Finding, Json, Judge, Limits, Observation
 
 PYTHONS: Final = ("3.11", "3.12", "3.13")
 GPU_MINUTES: Final = 30

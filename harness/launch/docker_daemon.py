@@ -1,13 +1,17 @@
 """The Docker engine on this machine, and what its refusals mean in one line."""
 
+import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 from harness.errors import LaunchError
 
+DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 API_TIMEOUT_S: Final = 120
+KNOCK_TIMEOUT_S: Final = 10.0
 PORT_TAKEN: Final = "the port is taken by another process"
 
 
@@ -48,9 +52,10 @@ MEANINGS: Final[tuple[tuple[str, str], ...]] = (
 
 
 def connect() -> Any:
-    """A client of the Docker engine that DOCKER_HOST or the usual socket names; it has answered."""
+    """A client of this machine's Docker engine (DOCKER_HOST, or the usual socket); it answered."""
     import docker
 
+    _knock(os.environ.get("DOCKER_HOST") or DEFAULT_HOST)
     with explained("docker"):
         client = docker.from_env(timeout=API_TIMEOUT_S)
         try:
@@ -58,14 +63,21 @@ def connect() -> Any:
         except BaseException:
             client.close()
             raise
-    if not str(client.api.base_url).startswith(("http+docker://", "npipe")):
-        where = client.api.base_url
-        client.close()
+    return client
+
+
+def _knock(host: str) -> None:
+    if not host.startswith("unix://"):
         raise LaunchError(
-            f"docker: DOCKER_HOST names {where}; the launcher shares files and sockets with the "
+            f"docker: DOCKER_HOST names {host}; the launcher shares files and a socket with the "
             "container, so it needs the Docker engine of this machine: unset DOCKER_HOST"
         )
-    return client
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(KNOCK_TIMEOUT_S)
+            probe.connect(host.removeprefix("unix://"))
+    except OSError as error:
+        raise LaunchError(f"docker: {host}: {meaning(str(error))}") from None
 
 
 @contextmanager

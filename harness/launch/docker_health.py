@@ -4,6 +4,7 @@ import http.client
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 DEFAULT_PORT = 8080
@@ -49,10 +50,10 @@ def main(command_line: Path = Path("/proc/1/cmdline")) -> int:
     """0 if GET /health answers 200 with status healthy, else 1 and one line that says why."""
     arguments = command_line.read_bytes().decode(errors="replace").split("\0")
     try:
-        asked = connection(arguments, TIMEOUT_S)
-        asked.request("GET", "/health")
-        answer = asked.getresponse()
-        body = answer.read(65536)
+        with closing(connection(arguments, TIMEOUT_S)) as asked:
+            asked.request("GET", "/health")
+            answer = asked.getresponse()
+            body = answer.read(65536)
     except (OSError, ValueError, http.client.HTTPException) as error:
         print(f"/health: {error}")
         return 1
