@@ -106,7 +106,11 @@ def write_model(path: Path, name: str, seed: int = 0) -> int:
 
     The same name and seed give the same bytes.
     """
-    shape = MODELS[name]
+    return write_shape(path, MODELS[name], name, seed)
+
+
+def write_shape(path: Path, shape: Shape, name: str, seed: int = 0) -> int:
+    """Write a generated model of any shape; `vocab_size` 0 takes the small tokenizer's own."""
     tokens = tokenizer_metadata(KINDS[shape.architecture], shape.vocab_size)
     shape = replace(shape, vocab_size=len(tokens["tokenizer.ggml.tokens"]))
     metadata = _constants(shape, name, seed) | tokens
