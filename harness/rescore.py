@@ -1,82 +1,90 @@
-"""Re-scoring: a reference engine of the harness's own says whether tokens are the model's."""
+"""Re-scoring: what a reference engine's scores say about the tokens that another engine emitted."""
 
-import secrets
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Final
 
-from harness.clients.native import NativeClient
-from harness.judges.rule import Unseen, body, need, request
-from harness.launch import LaunchSpec, RunningEngine
-from harness.launch.process import ProcessLauncher
-from harness.observation import Exchange
+from harness.errors import ProtocolError
+from harness.observation import Json
 
-GREEDY_MARGIN: Final = 0.25
-"""Logits below the reference's best that a greedy token may be: kernels of other devices differ."""
+WRONG_SAMPLER_EXACT_RATE: Final = 0.999
+"""Greedy tokens this often exact exonerate model and weights: what parts is the sampler."""
+
+CLOSE_EXACT_RATE: Final = 0.85
+"""Above it the weights are those of the model, only coarser or differently computed."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What the reference says of a greedy completion; `worst_margin` in logits."""
+class Score:
+    """The reference's view of one emitted token; `margin` in logits below its own choice."""
 
-    n_tokens: int
-    n_not_best: int
+    token_id: int
+    rank: int
+    argmax_id: int
+    margin: float
+
+
+@dataclass(frozen=True)
+class GreedyFit:
+    """How well greedy tokens fit the reference: how many, how many its own choice, the worst."""
+
+    tokens: int
+    exact: int
     worst_margin: float
 
+    @property
+    def exact_rate(self) -> float:
+        """The share of tokens that are the reference's own choice."""
+        return self.exact / self.tokens if self.tokens else 0.0
 
-def rescore(prompt_ids: Sequence[int], completion_ids: Sequence[int], score: Exchange) -> Scored:
-    """Judge greedy tokens by a recorded POST /score about exactly them.
 
-    Broken: a token is further from the reference's best than the calibrated margin, or the tokens
-    are not the model's at all. Unseen: the score is about other tokens.
-    """
-    asked = request(score)
-    if asked.get("prompt_ids") != list(prompt_ids) or asked.get("completion_ids") != list(
-        completion_ids
-    ):
-        raise Unseen("the reference scored other tokens than those of the stream")
-    need(score.status != 400, f"the reference refuses the tokens: {score.body[:160]!r}")
-    rows = body(score)["scores"]
-    if [row["token_id"] for row in rows] != list(completion_ids):
-        raise Unseen("the reference's scores are not those of the tokens asked about")
-    for index, row in enumerate(rows):
-        need(
-            row["margin"] <= GREEDY_MARGIN,
-            f"token {index} ({row['token_id']}) is not the model's: the reference prefers "
-            f"{row['argmax_id']} by {row['margin']:.2f} logits (rank {row['rank']})",
-        )
-    return Scored(
-        n_tokens=len(rows),
-        n_not_best=sum(row["rank"] > 0 for row in rows),
-        worst_margin=max((row["margin"] for row in rows), default=0.0),
+def read_scores(answer: Mapping[str, Json], n_tokens: int) -> list[Score]:
+    """The scores in a POST /score answer about `n_tokens` tokens; ProtocolError if it is another."""
+    rows = answer.get("scores")
+    if not isinstance(rows, list) or len(rows) != n_tokens:
+        got = len(rows) if isinstance(rows, list) else type(rows).__name__
+        raise ProtocolError(f"/score: wanted scores of {n_tokens} tokens, got {got}")
+    try:
+        return [
+            Score(int(r["token_id"]), int(r["rank"]), int(r["argmax_id"]), float(r["margin"]))
+            for r in rows
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"/score: a score lacks or garbles {error}") from None
+
+
+def greedy_fit(scores: Sequence[Score]) -> GreedyFit:
+    """The fit of one greedy completion."""
+    return GreedyFit(
+        tokens=len(scores),
+        exact=sum(score.token_id == score.argmax_id for score in scores),
+        worst_margin=max((score.margin for score in scores), default=0.0),
     )
 
 
-@contextmanager
-def reference(model: Path) -> Iterator[RunningEngine]:
-    """This installation's own engine with this model, on a private socket with a random key.
+def first_difference(emitted: Sequence[int], replayed: Sequence[int]) -> int | None:
+    """The index at which two completions part; None if they are equal."""
+    for index, (ours, theirs) in enumerate(zip(emitted, replayed, strict=False)):
+        if ours != theirs:
+            return index
+    return None if len(emitted) == len(replayed) else min(len(emitted), len(replayed))
 
-    No other process can use it as an oracle: the socket lies in a directory of this user alone, and
-    the key is drawn anew. Raises LaunchError if it does not start.
+
+def likely_cause(wrong: AbstractSet[str], asked: AbstractSet[str], fit: GreedyFit) -> str:
+    """The likely cause of a mismatch.
+
+    `wrong` are the kinds of requests that part from the replay, of the kinds `asked`; `fit` is that
+    of all greedy tokens.
     """
-    with tempfile.TemporaryDirectory(prefix="haikugate-reference-") as private:
-        key = secrets.token_urlsafe(32)
-        key_file = Path(private) / "key"
-        key_file.touch(mode=0o600)
-        key_file.write_text(key, encoding="ascii")
-        spec = LaunchSpec(
-            (sys.executable, "-I", "-m", "engine.cli", "serve", "--model", "{model}"),
-            model,
-            args=("--uds", "{uds}", "--api-key-file", str(key_file)),
-        )
-        launcher = ProcessLauncher(lambda at: NativeClient(replace(at, api_key=key)))
-        engine = launcher.launch(spec)
-        try:
-            yield engine
-        finally:
-            engine.stop()
-
+    if fit.exact_rate >= WRONG_SAMPLER_EXACT_RATE:
+        if wrong and wrong <= {"long"}:
+            return "truncated context"
+        if wrong and wrong <= {"chat"}:
+            return "wrong chat template or BOS"
+        return "wrong sampler" if wrong else "logprobs of another distribution"
+    if wrong == {"long"} and len(asked) > 1:
+        return "truncated context or KV precision"
+    if fit.exact_rate >= CLOSE_EXACT_RATE:
+        return "other quantization or KV precision"
+    return "other model"
