@@ -9,13 +9,17 @@ from harness.asked import asked_for
 from harness.checklist import load_checklists
 from harness.errors import HaikugateError, UsageError
 from harness.evidence import BundleWriter
+from harness.gates import ATTEMPT_VERDICTS
 from harness.keys import Signer
+from harness.observation import Verdict
 from harness.options import proof_dir, session_from, signer_of, with_trusted_files
 from harness.plugin import _COLLECTED, _SESSION
 from harness.session import GateSession, assertions_off
 from harness.trace import Collected
 
 INTERRUPTED = 130
+PROPERTY = "haikugate_findings"
+"""A report's user property: what the judges found, for a live display."""
 
 
 def register_if_asked(config: pytest.Config) -> None:
@@ -108,7 +112,19 @@ class WorkerHooks:
                 self._show_findings(collected, report)
             if call.when == "teardown":
                 self.session.finished(collected)
+                report.user_properties.append((PROPERTY, self._shown(collected)))
         return report
+
+    def _shown(self, collected: Collected) -> dict[str, list[list[str]]]:
+        """What a live display needs: by check, verdicts and messages; `error` for a broken test."""
+        outcome, message = self.session.outcomes.get(collected.nodeid, ("passed", ""))
+        if outcome != "passed":
+            verdict = ATTEMPT_VERDICTS.get(outcome, Verdict.ERROR)
+            return {id_: [[verdict.value, message]] for id_ in collected.checks}
+        shown: dict[str, list[list[str]]] = {}
+        for id_, finding in self.session.findings.get(collected.nodeid, []):
+            shown.setdefault(id_, []).append([finding.verdict.value, finding.message])
+        return shown
 
     def _show_findings(self, collected: Collected, report: pytest.TestReport) -> None:
         """A test whose observation does not pass is shown as failed; the ledger says it ran."""

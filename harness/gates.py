@@ -178,7 +178,7 @@ def _unlisted_results(check: Check, evidence: _Evidence) -> tuple[TestResult, ..
     return tuple(TestResult(test, Verdict.ERROR, message) for test in sorted(tests))
 
 
-_OUTCOMES = {
+ATTEMPT_VERDICTS = {
     "passed": Verdict.PASS,
     "failed": Verdict.ERROR,
     "unfinished": Verdict.ERROR,
@@ -196,7 +196,7 @@ def _judge_test(check: Check, test: str, evidence: _Evidence, context: JudgeCont
         return replace(result, message="not attempted: not collected, or deselected")
     for attempt in attempts:
         if attempt.outcome != "passed":
-            verdict = _OUTCOMES.get(attempt.outcome, Verdict.ERROR)
+            verdict = ATTEMPT_VERDICTS.get(attempt.outcome, Verdict.ERROR)
             said = f"{attempt.outcome}: {attempt.message}" if attempt.message else attempt.outcome
             result = _worse(result, verdict, said)
     if not observations:

@@ -14,8 +14,6 @@ from harness.keys import Signer, read_private_key, read_public_key, signer_from_
 from harness.session import GateSession, Nonce
 from harness.under_test import DEFAULT_MODEL, EngineOptions, EngineUnderTest
 
-M0_MODELS = ("qwen2.5-0.5b-instruct", "phi-3-mini-4k-instruct", "gpt-oss-20b")
-
 
 def option(config: pytest.Config, name: str) -> Any:
     """One of the plugin's options, by the words of its flag."""
@@ -36,7 +34,7 @@ def engine_options(config: pytest.Config) -> EngineOptions:
     profile = option(config, "profile") or default_profile()
     url, image = option(config, "engine_url"), option(config, "image")
     launcher = option(config, "launcher") or ("attach" if url else "docker" if image else "process")
-    models = option(config, "model") or (M0_MODELS if profile == "m0" else (DEFAULT_MODEL,))
+    models = option(config, "model") or models_of(profile)
     gpus = tuple(word for word in option(config, "gpus").split(",") if word)
     return EngineOptions(
         profile=profile,
@@ -49,6 +47,15 @@ def engine_options(config: pytest.Config) -> EngineOptions:
         gpus=gpus,
         worker=worker_index(config),
     )
+
+
+def models_of(profile: str) -> tuple[str, ...]:
+    """The registered models that a certificate of this profile is about."""
+    from harness.models import registry
+
+    if profile != "m0":
+        return (DEFAULT_MODEL,)
+    return tuple(model.name for model in registry().values() if "m0" in model.profiles)
 
 
 def worker_index(config: pytest.Config) -> int:

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from harness.launch import Launcher, LaunchSpec, RunningEngine
+    from harness.challenge import Challenge
+    from harness.launch import LaunchEngine, Launcher, LaunchSpec, RunningEngine
+    from harness.observation import Observe
     from harness.profiles import Profile
     from harness.session import GateSession
     from harness.trace import Collected
     from harness.under_test import EngineUnderTest
 
-Observe = Callable[..., None]
-"""What the fixture `observe` is: named exchanges and facts in, nothing out."""
-
-_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--profile", {"choices": ("cpu", "gpu", "m0"), "help": "what the certificate may claim"}),
     (
         "--launcher",
@@ -58,7 +57,7 @@ _COLLECTED: pytest.StashKey["Collected"] = pytest.StashKey()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("haikugate", "haikugate: certify an inference engine (-m gate4)")
-    for flag, settings in _OPTIONS:
+    for flag, settings in OPTIONS:
         dest = f"haikugate_{flag[2:].replace('-', '_')}"
         group.addoption(flag, dest=dest, **settings)
 
@@ -112,7 +111,7 @@ def _derive_markers(item: pytest.Item, ids: tuple[str, ...]) -> None:
 
 
 @pytest.fixture
-def observe(request: pytest.FixtureRequest) -> Observe:
+def observe(request: pytest.FixtureRequest) -> "Observe":
     """Record what this test saw, once, for each check it is marked with."""
     session = _session(request.config)
     collected = request.node.stash.get(_COLLECTED, None)
@@ -154,6 +153,20 @@ def nonce(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="session")
+def challenge(pytestconfig: pytest.Config) -> Callable[..., "Challenge"]:
+    """`challenge(check, attempt=1)`: fresh draws from the run's nonce, kept in the bundle."""
+    from harness.challenge import Challenge
+
+    session = _session(pytestconfig)
+
+    def draw(check: str, attempt: int = 1) -> Challenge:
+        session.seed(check=check, attempt=attempt)
+        return Challenge(session.nonce.value, check, attempt)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
 def launcher(engine_under_test: "EngineUnderTest") -> "Launcher":
     """The launcher that this run uses."""
     return engine_under_test.launcher
@@ -176,7 +189,7 @@ def engine(pytestconfig: pytest.Config) -> Iterator["RunningEngine"]:
 @pytest.fixture
 def launch_engine(
     pytestconfig: pytest.Config,
-) -> Iterator[Callable[..., "RunningEngine"]]:
+) -> Iterator["LaunchEngine"]:
     """`launch_engine(*args, model=None, env=None)` launches more; all end with the test."""
     session = _session(pytestconfig)
     running: list[RunningEngine] = []

@@ -109,6 +109,16 @@ class GateSession:
         if self.bundle is not None:
             self.part.engine_log(f"{self.worker}.{name}", lines)
 
+    def seed(self, **fields: Json) -> None:
+        """Keep a challenge that was drawn."""
+        if self.bundle is not None:
+            self.part.seed(fields)
+
+    def required_tests(self, check: str) -> tuple[str, ...]:
+        """The tests that this check requires here."""
+        known = self.checklists.checks[check]
+        return known.required(places_in(known, self.context))
+
     def collected(self, items: Sequence[Collected]) -> None:
         """Keep what this process collected, and the errors it met."""
         tests = [[item.nodeid, item.test, list(item.checks)] for item in items]

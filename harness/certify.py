@@ -1,0 +1,50 @@
+"""`haikugate certify`: a gate run with live progress, one line a check."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+
+from harness.errors import UsageError
+
+SUITES = Path(__file__).resolve().parent.parent / "suites"
+QUIET = ("-q", "--no-header", "--tb=no", "--no-summary", "--show-capture=no")
+PLAIN = ("-c", "/dev/null", "-p", "no:cacheprovider", "--import-mode=importlib")
+HARNESS_ERROR = 3
+
+
+def option_lines() -> str:
+    """The options of a gate run, for `--help`: those of the pytest plugin."""
+    from harness.plugin import OPTIONS
+
+    lines = ("Options that describe the engine and the run:",)
+    return "\n\n".join((*lines, *(f"{flag}  {settings['help']}" for flag, settings in OPTIONS)))
+
+
+def certify(
+    context: typer.Context,
+    gate: Annotated[
+        int, typer.Option(min=1, max=4, help="The gate; those below come with it.")
+    ] = 4,
+    area: Annotated[str | None, typer.Option(help="Only one area, e.g. utf8.")] = None,
+    workers: Annotated[int, typer.Option("-n", min=0, help="pytest-xdist workers.")] = 0,
+) -> None:
+    """Certify an engine: run a gate against it, seal the evidence, say the verdict."""
+    raise typer.Exit(run_gate(area or f"gate{gate}", context.args, workers))
+
+
+def run_gate(marker: str, arguments: Sequence[str], workers: int = 0) -> int:
+    """Run pytest on the installed suites in this process; returns certify's exit code.
+
+    0 certified, 1 not, 2 usage, 3 harness error, 130 interrupted.
+    """
+    from harness.live import LiveChecks
+
+    if not SUITES.is_dir():
+        raise UsageError(f"{SUITES}: the gate suites are not installed")
+    spread = ("-n", str(workers)) if workers else ()
+    given = (*PLAIN, *QUIET, *spread, "-m", marker, str(SUITES), *arguments)
+    code = int(pytest.main(list(given), plugins=[LiveChecks()]))
+    return {4: 2, 5: 1}.get(code, code)

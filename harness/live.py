@@ -1,0 +1,61 @@
+"""Live progress of a gate run: one line a check, as soon as its last test here has ended."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from harness.gate_hooks import PROPERTY, WorkerHooks
+from harness.observation import Verdict
+from harness.outcome import worst
+
+_SIGNS = {Verdict.PASS: "✓", Verdict.NOT_RUN: "–", Verdict.ERROR: "!", Verdict.FAIL: "✗"}
+
+
+class LiveChecks:
+    """Prints a line for each check; pytest's own dots are left out."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[str]] = {}
+        self._found: dict[str, list[tuple[Verdict, str]]] = defaultdict(list)
+        self._said: set[str] = set()
+        self._config: pytest.Config | None = None
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        if report.when == "call" and report.passed:
+            return "passed", "", ""
+        return None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "teardown" or self._config is None:
+            return
+        properties: Mapping[str, Any] = dict(report.user_properties)
+        found: Mapping[str, list[list[str]]] = properties.get(PROPERTY, {})
+        for check, findings in found.items():
+            self._found[check] += [(Verdict(verdict), message) for verdict, message in findings]
+            self._ended(check, report.nodeid.rpartition("::")[2])
+
+    def _ended(self, check: str, test: str) -> None:
+        assert self._config is not None
+        hooks = self._config.pluginmanager.get_plugin("haikugate-gate")
+        if not isinstance(hooks, WorkerHooks):
+            return
+        waiting = self._waiting.setdefault(check, set(hooks.session.required_tests(check)))
+        waiting.discard(test)
+        if not waiting and check not in self._said:
+            self._said.add(check)
+            verdict = worst(verdict for verdict, _ in self._found[check])
+            said = next(m for v, m in self._found[check] if v == verdict)
+            self._line(f"{_SIGNS.get(verdict, '!')} {check}  {said}"[:160])
+
+    def _line(self, text: str) -> None:
+        assert self._config is not None
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(text)
