@@ -1,0 +1,288 @@
+"""Tokenizers give the ids that vendors' libraries give, and no text that tokens do not spell."""
+
+import json
+import lzma
+import random
+import unicodedata
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import hf_json
+from engine.errors import InvalidRequest, ModelLoadError
+from engine.gguf import GGUFFile
+from engine.synthetic import TINY, write_model
+from engine.tokenizer import Tokenizer
+from engine.vocabulary import Marker, MarkerSplitter
+from tests.unit.gguf_files import tokenizer_file, written
+
+FILES = {
+    "smollm2": "smollm2", "gpt-2": "gpt-2-vocab.gguf", "qwen2": "qwen2-vocab.gguf",
+    "phi-3": "phi-3-vocab.gguf",
+}  # fmt: skip
+GOLDENS = Path(__file__).parents[1] / "goldens/tokenizers"
+NFC = ("qwen2",)
+
+
+@cache
+def o200k_json() -> str:
+    return lzma.open(tokenizer_file("gpt-oss-tokenizer.json.xz"), "rt", encoding="utf-8").read()
+
+
+@cache
+def real(name: str) -> Tokenizer:
+    if name == "gpt-oss":
+        return harmony_from_gguf()
+    with GGUFFile.open(tokenizer_file(FILES[name])) as file:
+        return Tokenizer.from_file(file)
+
+
+def harmony_from_gguf() -> Tokenizer:
+    """The o200k vocabulary as a converter would put it into GGUF metadata."""
+    content = json.loads(o200k_json())
+    ids = content["model"]["vocab"] | {t["content"]: t["id"] for t in content["added_tokens"]}
+    texts = [f"<|unused_{index}|>" for index in range(max(ids.values()) + 1)]
+    for text, token_id in ids.items():
+        texts[token_id] = text
+    first_added = min(token["id"] for token in content["added_tokens"])
+    keys = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-4o",
+        "tokenizer.ggml.tokens": texts,
+        "tokenizer.ggml.token_type": [3 if i >= first_added else 1 for i in range(len(texts))],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in content["model"]["merges"]],
+    }
+    path = tokenizer_file("gpt-oss-tokenizer.json.xz").with_name("test-gpt-oss-vocab.gguf")
+    if not path.exists():
+        written(path, "gpt-oss", keys)
+    with GGUFFile.open(path) as file:
+        return Tokenizer.from_file(file)
+
+
+def cases(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((GOLDENS / f"{name}.json").read_text())["cases"]
+    assert len(found) >= 60
+    return found
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gpt-2", "qwen2", "phi-3", "gpt-oss"])
+def test_golden_texts_encode_and_decode(name: str) -> None:
+    tokenizer = real(name)
+    for case in cases(name):
+        assert tokenizer.encode(case["text"]) == case["ids"], case["text"]
+        if name not in NFC:
+            assert tokenizer.decode(case["ids"]) == (case["text"], 0)
+
+
+def test_hf_json_encodes_and_decodes_the_golden_texts() -> None:
+    vocabulary, merger, _ = hf_json.load(o200k_json(), "tokenizer.json")
+    for case in cases("gpt-oss"):
+        ids = merger.encode(case["text"], add_special_tokens=False).ids
+        assert ids == case["ids"]
+        assert b"".join(map(vocabulary.bytes_of, ids)).decode() == case["text"]
+
+
+def test_hf_json_beside_a_file_without_vocabulary(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.gguf", "gpt-oss", {"tokenizer.ggml.model": "no_vocab"})
+    (tmp_path / "tokenizer.json").write_text(o200k_json())
+    with GGUFFile.open(path) as file:
+        tokenizer = Tokenizer.from_file(file)
+    assert tokenizer.kind == "hf-json"
+    assert 199_999 not in tokenizer.encode("<|endoftext|>")
+    assert tokenizer.encode("<|endoftext|>", parse_special=True) == [199_999]
+    assert tokenizer.eos_ids == (199_999, 200_002, 200_012)
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "qwen2", "phi-3", "gpt-oss"])
+def test_ten_thousand_random_strings_come_back(name: str) -> None:
+    tokenizer, rng = real(name), random.Random(1)
+    for _ in range(10_000):
+        text = "".join(map(chr, (_character(rng) for _ in range(rng.randint(0, 12)))))
+        text = unicodedata.normalize("NFC", text) if name in NFC else text
+        assert tokenizer.decode(tokenizer.encode(text)) == (text, 0)
+
+
+def test_smollm2_has_no_token_for_some_bytes_like_its_vendor() -> None:
+    """Its vocabulary lacks 0x06 and others, and its vendor's tokenizer leaves them out too."""
+    assert real("smollm2").encode("a\x06b") == real("smollm2").encode("ab")
+
+
+def _character(rng: random.Random) -> int:
+    top = rng.choice((0x7F, 0x7FF, 0xFFFF, 0x10FFFF))
+    while 0xD800 <= (code := rng.randint(0, top)) <= 0xDFFF:
+        pass
+    return code
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen2", "phi-3"])
+def test_ten_thousand_random_id_sequences_stream_as_they_decode(name: str) -> None:
+    tokenizer, rng = real(name), random.Random(2)
+    for _ in range(10_000):
+        ids = [rng.randrange(tokenizer.vocab_size) for _ in range(rng.randint(0, 12))]
+        stream = tokenizer.stream()
+        text = "".join(stream.push(token_id) for token_id in ids)
+        assert (text, stream.dropped_bytes) == tokenizer.decode(ids)
+        whole = b"".join(map(tokenizer.token_bytes, ids)).decode(errors="ignore")
+        assert text in (whole, whole[1:])
+        assert text.count("�") == whole.count("�")
+        assert stream.pending_bytes <= 3
+
+
+def test_characters_appear_when_their_last_byte_does() -> None:
+    tokenizer = real("gpt-2")
+    byte_ids = {tokenizer.token_bytes(i): i for i in range(256)}
+    for character in "é世🌍�":
+        stream = tokenizer.stream()
+        pieces = [stream.push(byte_ids[bytes([byte])]) for byte in character.encode()]
+        assert pieces == [""] * (len(pieces) - 1) + [character]
+        assert (stream.pending_bytes, stream.dropped_bytes) == (0, 0)
+
+
+def test_unfinished_and_invalid_bytes_are_counted_not_replaced() -> None:
+    tokenizer = real("gpt-2")
+    byte_ids = {tokenizer.token_bytes(i): i for i in range(256)}
+    stream = tokenizer.stream()
+    shown = [stream.push(byte_ids[bytes([byte])]) for byte in b"\xff\xe4\xbdA\xf0\x9f\x8c"]
+    assert "".join(shown) == "A"
+    assert (stream.pending_bytes, stream.dropped_bytes) == (3, 6)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gpt-2", "qwen2", "phi-3", "gpt-oss"])
+def test_no_special_token_comes_from_plain_text(name: str) -> None:
+    tokenizer = real(name)
+    special = {marker.token_id for marker in tokenizer.markers if marker.special}
+    texts = [marker.text for marker in tokenizer.markers]
+    assert texts
+    for text in [*texts, " ".join(texts[:50]), "".join(texts[:50])]:
+        assert not special & set(tokenizer.encode(text))
+    for marker in tokenizer.markers[:50]:
+        assert tokenizer.encode(marker.text, parse_special=True) == [marker.token_id]
+
+
+def test_phi_3_strips_after_specials_and_adds_bos() -> None:
+    tokenizer = real("phi-3")
+    text = "<|user|>\nHello<|end|>\n<|assistant|>\n"
+    assert tokenizer.encode(text, add_special=True, parse_special=True) == [
+        1, 32010, 15043, 32007, 32001,
+    ]  # fmt: skip
+    assert tokenizer.eos_ids[0] == 32000
+    assert 32007 in tokenizer.eos_ids
+
+
+def test_a_continued_sentencepiece_text_keeps_its_space() -> None:
+    tokenizer = real("phi-3")
+    assert tokenizer.decode([15043]) == ("Hello", 0)
+    assert tokenizer.decode([15043], continues=True) == (" Hello", 0)
+
+
+def test_half_surrogates_and_unknown_ids_are_refused() -> None:
+    tokenizer = real("gpt-2")
+    with pytest.raises(InvalidRequest, match="surrogate"):
+        tokenizer.encode("a\ud800")
+    for token_id in (-1, tokenizer.vocab_size):
+        with pytest.raises(InvalidRequest, match="0…50256 wanted"):
+            tokenizer.decode([token_id])
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.text(alphabet="abtheé ▁\n🌍", max_size=40))
+def test_sentencepiece_agrees_on_repeats(text: str) -> None:
+    assert real("phi-3").encode(text) == _sentencepiece()(text)
+
+
+@cache
+def _sentencepiece() -> Callable[[str], list[int]]:
+    from tests.goldens.make_tokenizer_goldens import phi_3
+
+    encode: Callable[[str], list[int]] = phi_3(tokenizer_file("phi-3-vocab.gguf")).encode
+    return encode
+
+
+def test_llama_bpe_agrees_with_its_published_pretokenizer(tmp_path: Path) -> None:
+    """Llama 3's pattern on GPT-2's merges, against `tokenizers` reading a tokenizer.json."""
+    reader = gguf.GGUFReader(tokenizer_file("gpt-2-vocab.gguf")).fields
+    get = {key: reader[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "merges")}
+    keys = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": get["tokens"], "tokenizer.ggml.merges": get["merges"],
+    }  # fmt: skip
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+             "invert": False}  # fmt: skip
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+             "use_regex": False}  # fmt: skip
+    ids = {text: index for index, text in enumerate(get["tokens"])}
+    model = {"type": "BPE", "vocab": ids, "merges": get["merges"], "ignore_merges": True}
+    oracle = tokenizers.Tokenizer.from_str(
+        json.dumps(
+            {
+                "version": "1.0",
+                "added_tokens": [],
+                "model": model,
+                "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
+            }
+        )
+    )
+    with GGUFFile.open(written(tmp_path / "m.gguf", "llama", keys)) as file:
+        tokenizer = Tokenizer.from_file(file)
+    for case in cases("gpt-2"):
+        assert tokenizer.encode(case["text"]) == oracle.encode(case["text"]).ids
+
+
+def test_the_longest_marker_wins_and_white_space_is_stripped() -> None:
+    splitter = MarkerSplitter(
+        [
+            Marker("<a>", 1, strip_left=True, strip_right=True),
+            Marker("<a><b>", 2),
+            Marker("  ", 3, special=False),
+        ]
+    )
+    assert list(splitter.split("x <a> y<a><b>", special=True)) == ["x", 1, "y", 2]
+    assert list(splitter.split("x <a>  y", special=False)) == ["x <a>", 3, "y"]
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"model": None}, "tokenizer.ggml.model"), ({"model": "bert"}, "got 'bert'"),
+    ({"pre": "deepseek"}, "tokenizer.ggml.pre"), ({"pre": None}, "tokenizer.ggml.pre"),
+    ({"tokens": None}, "tokenizer.ggml.tokens"), ({"tokens": [1, 2]}, "tokenizer.ggml.tokens"),
+    ({"merges": ["a z"]}, "merge 0 'a z' names unknown tokens"),
+    ({"merges": ["ab"]}, "merge 0 'ab' names unknown tokens"),
+    ({"token_type": [1]}, "3 numbers, one a token, wanted"),
+    ({"token_type": [1, 1, 9]}, "token 2: 1…6 wanted, got 9"),
+    ({"eos_token_id": 3}, "tokenizer.ggml.eos_token_id"), ({"bos_token_id": 99}, "bos_token_id"),
+    ({"add_bos_token": 1}, "add_bos_token"), ({"model": "llama"}, "tokenizer.ggml.scores"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "wanted"), WRONG)
+def test_wrong_vocabularies_are_refused_by_key(
+    change: dict[str, Any], wanted: str, tmp_path: Path
+) -> None:
+    good: dict[str, Any] = {"model": "gpt2", "pre": "qwen2", "tokens": ["a", "b", "ab"],
+                            "token_type": [1, 1, 1], "merges": ["a b"]}  # fmt: skip
+    keys = {f"tokenizer.ggml.{key}": value for key, value in (good | change).items()}
+    path = written(tmp_path / "m.gguf", "llama", keys)
+    with GGUFFile.open(path) as file, pytest.raises(ModelLoadError) as caught:
+        Tokenizer.from_file(file)
+    assert wanted in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_generated_vocabularies_are_lossless(name: str, tmp_path: Path) -> None:
+    write_model(tmp_path / "m.gguf", name)
+    with GGUFFile.open(tmp_path / "m.gguf") as file:
+        tokenizer = Tokenizer.from_file(file)
+    for case in cases("gpt-2"):
+        text = unicodedata.normalize("NFC", case["text"]) if name == "tiny-qwen2" else case["text"]
+        assert tokenizer.decode(tokenizer.encode(text)) == (text, 0)
