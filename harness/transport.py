@@ -222,8 +222,7 @@ class _BoundedBackend(httpcore.NetworkBackend):
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Any = None
     ) -> httpcore.NetworkStream:
-        stream = self._inner.connect_unix_socket(path, timeout, socket_options)
-        return _BoundedStream(stream, self._recording)
+        return _BoundedStream(_UnixStream(path, timeout), self._recording)
 
     def sleep(self, seconds: float) -> None:
         self._inner.sleep(seconds)
@@ -273,6 +272,43 @@ class _BoundedStream(httpcore.NetworkStream):
 
     def _too_long(self) -> LimitReached:
         return LimitReached(f"the exchange was not over after {self._limits.total_s} s")
+
+
+class _UnixStream(httpcore.NetworkStream):
+    """A UNIX socket; httpcore's own leaves the socket open when connecting fails."""
+
+    def __init__(self, path: str, timeout: float | None) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(path)
+        except OSError as error:
+            self._socket.close()
+            raise httpcore.ConnectError(str(error)) from error
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        self._socket.settimeout(timeout)
+        try:
+            return self._socket.recv(max_bytes)
+        except TimeoutError as error:
+            raise httpcore.ReadTimeout(str(error)) from error
+        except OSError as error:
+            raise httpcore.ReadError(str(error)) from error
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.sendall(buffer)
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout(str(error)) from error
+        except OSError as error:
+            raise httpcore.WriteError(str(error)) from error
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._socket if info == "socket" else None
 
 
 def _core_request(request: httpx.Request, limits: TransportLimits) -> httpcore.Request:

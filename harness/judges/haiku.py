@@ -1,0 +1,143 @@
+"""The judge of the anti-cheat haiku: a fresh challenge, honestly counted, seeded and re-scored."""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from harness.haiku import CHECK, HaikuChallenge, few_shot_prompt, haiku_challenge
+from harness.judges.metrics_text import counter
+from harness.judges.rule import (
+    Unseen,
+    body,
+    exchange,
+    exchanges,
+    fact,
+    judge,
+    limit,
+    need,
+    passed,
+    request,
+    said,
+)
+from harness.judges.stream import Stream, finished, identical
+from harness.observation import Exchange, Finding, Judge, Limits, Observation
+from harness.rescore import GreedyFit, greedy_fit, likely_cause, read_scores
+
+TOKENS_METRIC: Final = "worker_tokens_generated_total"
+
+
+@judge
+def judge_haiku(observation: Observation, limits: Limits) -> Finding:
+    """Every rule of the haiku; the words count only in the completion."""
+    haiku = exchange(observation, "haiku")
+    stream = finished(haiku)
+    _check_challenge(observation, haiku)
+    took_s = ((stream.terminal_ns or 0) - haiku.sent_ns) / 1e9
+    bound_s = limit(limits, "total_s")
+    need(took_s <= bound_s, f"the haiku took {took_s:.1f} s, wanted {bound_s:g} s")
+    _check_counted(observation, stream)
+    _check_seed(observation, haiku)
+    _check_memory(observation)
+    _check_engine_gone(observation)
+    fit = _check_rescored(observation, haiku, stream, limit(limits, "margin_logits"))
+    _check_words(observation, stream)
+    return passed(
+        f"{stream.text.strip()!r:.160}",
+        seconds=took_s,
+        tokens=len(stream.tokens),
+        worst_margin=fit.worst_margin,
+        exact_rate=fit.exact_rate,
+    )
+
+
+def _asked(observation: Observation) -> HaikuChallenge:
+    minute = datetime.fromtimestamp(fact(observation, "asked_at"), UTC).minute
+    return haiku_challenge(fact(observation, "nonce"), observation.attempt, minute)
+
+
+def _check_challenge(observation: Observation, haiku: Exchange) -> None:
+    """The prompt is the one that nonce, attempt and the minute of the request ask for."""
+    asked, sent = _asked(observation), request(haiku)
+    if sent.get("prompt") != few_shot_prompt(asked) or sent.get("seed") != asked.seed:
+        raise Unseen("the recorded prompt is not the challenge of this run, attempt and minute")
+    if sent.get("temperature") != 0.0:
+        raise Unseen("the haiku was not asked for at temperature 0")
+
+
+def _check_words(observation: Observation, stream: Stream) -> None:
+    asked = _asked(observation)
+    for word in (asked.minute_word, asked.code_word):
+        found = re.findall(rf"(?<![\w-]){re.escape(word)}(?![\w-])", stream.text, re.IGNORECASE)
+        need(bool(found), f"the completion lacks {word!r}: {stream.text!r:.160}")
+
+
+def _check_counted(observation: Observation, stream: Stream) -> None:
+    before = counter(exchange(observation, "metrics_before"), TOKENS_METRIC)
+    after = counter(exchange(observation, "metrics_after"), TOKENS_METRIC)
+    seen = len(stream.tokens)
+    need(seen > 0, "the completion is empty")
+    need(after - before == seen, f"{TOKENS_METRIC} rose by {after - before:g}, {seen} tokens came")
+
+
+def _check_seed(observation: Observation, haiku: Exchange) -> None:
+    identical([haiku, exchange(observation, "again")], "the same seed")
+    sampled = exchange(observation, "sampled")
+    identical([sampled, exchange(observation, "sampled_again")], "the same seed at T = 0.7")
+    sent = _without(request(sampled), "seed")
+    others = exchanges(observation, "other_seeds")
+    for other in others:
+        need(_without(request(other), "seed") == sent, "the requests differ in more than the seed")
+        need(request(other)["seed"] != request(sampled)["seed"], "the seeds are the same")
+    need(request(sampled)["temperature"] == 0.7, "the seeds are not tried at T = 0.7")
+    texts = {tuple(finished(one).ids) for one in (sampled, *others)}
+    need(len(texts) > 1, f"{len(others)} other seeds gave the same tokens: the seed is ignored")
+
+
+def _without(sent: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in sent.items() if key not in (name, "job_id")}
+
+
+def _check_memory(observation: Observation) -> None:
+    process = observation.facts.get("process")
+    if process is None:
+        return
+    resident, size = process["rss_bytes"], fact(observation, "weights_bytes")
+    need(resident >= size, f"{resident} bytes resident, the weights alone have {size}")
+
+
+def _check_engine_gone(observation: Observation) -> None:
+    if observation.facts.get("process") is not None:
+        alive = observation.facts.get("engine_alive_at_rescoring")
+        need(alive is False, "the engine under test still ran when the reference was asked")
+
+
+def _check_rescored(
+    observation: Observation, haiku: Exchange, stream: Stream, margin: float
+) -> GreedyFit:
+    reference = body(exchange(observation, "reference_health"))
+    wanted = fact(observation, "model_sha256")
+    if reference.get("model_sha256") != wanted:
+        raise Unseen("the reference has another model file")
+    health = body(exchange(observation, "health"))
+    need(health.get("model_sha256") == wanted, "/health names another model file")
+    tokenized = exchange(observation, "reference_tokenize")
+    score = exchange(observation, "reference_score")
+    if request(tokenized).get("text") != request(haiku)["prompt"]:
+        raise Unseen("the reference tokenized another prompt")
+    if request(score).get("prompt_ids") != body(tokenized)["ids"]:
+        raise Unseen("the reference scored after another prompt")
+    if request(score).get("completion_ids") != stream.ids:
+        raise Unseen("the reference scored other tokens than those of the stream")
+    need(score.status != 400, f"the reference refuses the tokens: {said(score)}")
+    fit = greedy_fit(read_scores(body(score), len(stream.ids)))
+    need(
+        fit.worst_margin <= margin,
+        f"the tokens are not the model's: one lies {fit.worst_margin:.2f} logits below the "
+        f"reference's choice, wanted at most {margin:g}; likely cause: "
+        f"{likely_cause({'greedy'}, {'greedy'}, fit)}",
+    )
+    return fit
+
+
+JUDGES: Final[Mapping[str, Judge]] = {CHECK: judge_haiku}

@@ -1,0 +1,82 @@
+"""Gate 4: the anti-cheat haiku."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from harness.clients.http import LiveExchange, answer
+from harness.haiku import HaikuChallenge, few_shot_prompt, haiku_challenge
+from harness.launch import LaunchEngine
+from harness.observation import Observe
+from harness.reference import reference_engine
+
+ATTEMPTS = 3
+
+
+@pytest.mark.check("G4-HAIKU")
+def test_haiku(launch_engine: LaunchEngine, nonce: str, observe: Observe) -> None:
+    for attempt in range(1, ATTEMPTS + 1):
+        seen = write_haiku(launch_engine, nonce, attempt)
+        observe(**seen)
+        if attempt == ATTEMPTS or seen["has_words"]:
+            break
+
+
+def write_haiku(launch_engine: LaunchEngine, nonce: str, attempt: int) -> dict[str, Any]:
+    """One attempt: ask, ask again, other seeds, stop the engine, then re-score."""
+    engine = launch_engine()
+    client = engine.client
+    asked_at = time.time()
+    asked = haiku_challenge(nonce, attempt, time.gmtime(asked_at).tm_min)
+    greedy: dict[str, Any] = {
+        "prompt": few_shot_prompt(asked),
+        "max_tokens": 48,
+        "temperature": 0.0,
+        "seed": asked.seed,
+        "stop": ["\n\n"],
+    }
+    warm = {**greedy, "temperature": 0.7}
+    health = client.health()
+    metrics_before = client.metrics()
+    live = client.start(**greedy)
+    haiku = live.finish(60.0)
+    ids = [token["id"] for token in tokens_of(live)]
+    seen: dict[str, Any] = {
+        "haiku": haiku,
+        "health": health,
+        "metrics_before": metrics_before,
+        "metrics_after": client.metrics(),
+        "again": client.execute(**greedy),
+        "sampled": client.execute(**warm),
+        "sampled_again": client.execute(**warm),
+        "other_seeds": [client.execute(**{**warm, "seed": asked.seed + k}) for k in (1, 2, 3)],
+        "process": engine.process_facts(),
+    }
+    engine.stop()
+    with reference_engine(engine.model_path) as oracle:
+        prompt_ids = oracle.client.tokenize(greedy["prompt"], add_special=True)
+        seen |= {
+            "reference_health": oracle.client.health(),
+            "reference_tokenize": prompt_ids,
+            "reference_score": oracle.client.score(answer(prompt_ids)["ids"], ids),
+            "engine_alive_at_rescoring": engine.alive(),
+        }
+    return seen | {
+        "nonce": nonce,
+        "asked_at": asked_at,
+        "weights_bytes": engine.model_path.stat().st_size,
+        "model_sha256": engine.model_sha256,
+        "has_words": has_words(asked, "".join(token["t"] for token in tokens_of(live))),
+    }
+
+
+def tokens_of(live: LiveExchange) -> list[dict[str, Any]]:
+    """The token events so far."""
+    return [json.loads(e.event.data) for e in live.events if e.event.type == "token"]
+
+
+def has_words(asked: HaikuChallenge, text: str) -> bool:
+    """Whether another attempt would be in vain: the judge looks for itself."""
+    return asked.minute_word in text.lower() and asked.code_word in text.lower()
