@@ -19,6 +19,12 @@ STYLES = {Status.HOLDS: "green", Status.FAILS: "bold red", Status.NOT_CHECKED: "
 Bundle = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
 
 
+def _console() -> Console:
+    """Standard output; where it is no terminal, lines are not broken, so that names can be found."""
+    console = Console(soft_wrap=True)
+    return console if console.is_terminal else Console(soft_wrap=True, width=1000)
+
+
 def verification_table(verification: Verification) -> Table:
     """The steps as a table."""
     table = Table(box=None, pad_edge=False)
@@ -56,7 +62,7 @@ def verify(
         allow_expired=allow_expired,
     )
     verification = verify_bundle(bundle, options)
-    print_verification(verification, Console(soft_wrap=True))
+    print_verification(verification, _console())
     raise typer.Exit(0 if verification.holds else 1)
 
 
@@ -79,7 +85,7 @@ def report(
     changed = [] if output else _differing(reader, rendered)
     if output:
         _write(output, rendered)
-    console = Console(soft_wrap=True)
+    console = _console()
     for name in rendered:
         note = " (sealed with another rendering; --output shows today's)" if name in changed else ""
         console.print(Text(f"{folder / name}{note}"))

@@ -91,10 +91,31 @@ class GateSession:
         """The engine that most tests share, launched now; its narration goes into the bundle."""
         self._main = self.under_test.launch()
         try:
-            yield self._main
+            with self._telemetry(self._main):
+                yield self._main
         finally:
             self._main.stop()
             self.engine_log("main", self._main.log_lines())
+
+    @contextmanager
+    def _telemetry(self, engine: RunningEngine) -> Iterator[None]:
+        """Sample the engine's processes and its GPU; nothing of an engine without a known pid."""
+        pid = (engine.process_facts() or {}).get("pid")
+        if self.bundle is None or not isinstance(pid, int):
+            yield
+            return
+        from harness.environment import gpu_facts
+        from harness.telemetry import TelemetrySampler
+
+        sampled = self.context.profile != "cpu" and gpu_facts()["gpus"]
+        gpus = (int(self.under_test.options.gpu or 0),) if sampled else ()
+        sampler = TelemetrySampler([pid], gpus)
+        sampler.start()
+        try:
+            yield
+        finally:
+            sampler.stop()
+            self.part.telemetry(sampler.samples)
 
     def require_main_engine(self) -> None:
         """Raises LaunchError if the shared engine was launched and is gone."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import psutil
 
+CHILDREN_EVERY_S = 1.0
 INTERVAL_S = 0.05
 """Twice as often as the 10 Hz that evidence asks for, so that a late wake-up still keeps it."""
 
@@ -40,16 +42,22 @@ class ProcessTree:
     def __init__(self, pids: Sequence[int]) -> None:
         self._pids = tuple(pids)
         self._known: dict[int, psutil.Process] = {}
+        self._looked_s = -math.inf
 
     def _processes(self) -> list[psutil.Process]:
+        if time.monotonic() - self._looked_s > CHILDREN_EVERY_S:
+            self._look_for_children()
+        return list(self._known.values())
+
+    def _look_for_children(self) -> None:
+        """Finding children reads every process of the system: milliseconds, so not each time."""
         found: dict[int, psutil.Process] = {}
         for pid in self._pids:
             with contextlib.suppress(psutil.Error):
                 root = self._known.get(pid) or psutil.Process(pid)
                 for process in (root, *root.children(recursive=True)):
                     found[process.pid] = self._known.get(process.pid, process)
-        self._known = found
-        return list(found.values())
+        self._known, self._looked_s = found, time.monotonic()
 
     def read(self) -> tuple[float, int]:
         """CPU in percent of one core since the last reading, and resident bytes."""
