@@ -10,9 +10,8 @@ import typer
 from harness.errors import UsageError
 
 SUITES = Path(__file__).resolve().parent.parent / "suites"
-QUIET = ("-q", "--no-header", "--tb=no", "--no-summary", "--show-capture=no")
+QUIET = ("-q", "--no-header", "--tb=no", "--no-summary", "-o", "console_output_style=classic")
 PLAIN = ("-c", "/dev/null", "-p", "no:cacheprovider", "--import-mode=importlib")
-HARNESS_ERROR = 3
 
 
 def option_lines() -> str:

@@ -1,11 +1,13 @@
 """`haikugate gates`: for those who write suites; nothing here is ever called by a run.
 
 `observations` prints, for each check, the TOML lines that list the tests now collected: paste them
-into the checklist on purpose. `digests --write` then records the checklists' new digests.
+into the checklist on purpose, or let `--write` do it and read the difference. `digests --write`
+then records the checklists' new digests.
 """
 
 import contextlib
 import io
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
@@ -48,13 +50,26 @@ def collect(paths: list[Path]) -> dict[str, list[str]]:
 @app.command()
 def observations(
     paths: Annotated[list[Path] | None, typer.Argument(help="Suites to collect.")] = None,
+    write: Annotated[bool, typer.Option(help="Put them into the checklists.")] = False,
 ) -> None:
     """Print the `observations` of each check whose collected tests differ from its checklist."""
     collected = collect(paths or [SUITES])
     for id_, check in load_checklists().checks.items():
         found = collected.get(id_, [])
-        if set(found) - check.tests or (paths is None and check.tests - set(found)):
-            typer.echo(_toml(check, found))
+        if set(found) - check.tests or (not paths and check.tests - set(found)):
+            typer.echo(f"# {id_}\n{_toml(check, found)}")
+            if write:
+                _replace(check, _toml(check, found))
+
+
+def _replace(check: Check, table: str) -> None:
+    """Put the table in the place of the check's own, in its checklist file."""
+    path = DIRECTORY / f"gate{check.gate}.toml"
+    text = path.read_text(encoding="utf-8")
+    start = text.index("[check.observations]", text.index(f'id = "{check.id}"\n'))
+    end = text.find("\n[[check]]", start)
+    rest = text[end:] if end >= 0 else ""
+    path.write_text(text[:start] + table + rest, encoding="utf-8")
 
 
 def _toml(check: Check, found: list[str]) -> str:
@@ -64,9 +79,9 @@ def _toml(check: Check, found: list[str]) -> str:
         known = [place for place, tests in check.observations.items() if test in tests]
         for place in known or [next(iter(places))]:
             places[place].append(test)
-    lines = [f"# {check.id}", "[check.observations]"]
+    lines = ["[check.observations]"]
     for place, tests in places.items():
-        listed = "".join(f'\n  "{test}",' for test in tests)
+        listed = "".join(f"\n  {json.dumps(test, ensure_ascii=False)}," for test in tests)
         lines.append(f"{place} = [{listed}\n]" if tests else f"{place} = []")
     return "\n".join(lines) + "\n"
 

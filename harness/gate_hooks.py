@@ -166,10 +166,17 @@ class ControllerHooks(WorkerHooks):
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         try:
+            self._hold_gpus()
             self.session.bundle = BundleWriter.create(proof_dir(self.config)).path
             self.session.record("nonce_committed", sha256=self.session.nonce.commitment)
         except HaikugateError as error:
             _exit(error)
+
+    def _hold_gpus(self) -> None:
+        if self.session.context.profile != "cpu":
+            from harness.gpu_lock import lock_gpus
+
+            self.config.add_cleanup(lock_gpus(self.session.under_test.options.gpus or ("0",)).close)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -221,6 +228,8 @@ class ControllerHooks(WorkerHooks):
             session.exitstatus = INTERRUPTED
 
     def _terminal(self) -> tuple[int, bool]:
+        if self.config.pluginmanager.get_plugin("terminalreporter") is None:
+            return 100, False
         writer = self.config.get_terminal_writer()
         return max(80, writer.fullwidth), bool(writer.hasmarkup)
 

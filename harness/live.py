@@ -27,9 +27,9 @@ class LiveChecks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        if report.when == "call" and report.passed:
-            return "passed", "", ""
-        return None
+        if report.when == "call":
+            return report.outcome, "", ""
+        return ("error" if report.failed else report.outcome, "", "") if not report.passed else None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "teardown" or self._config is None:

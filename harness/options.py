@@ -35,7 +35,6 @@ def engine_options(config: pytest.Config) -> EngineOptions:
     url, image = option(config, "engine_url"), option(config, "image")
     launcher = option(config, "launcher") or ("attach" if url else "docker" if image else "process")
     models = option(config, "model") or models_of(profile)
-    gpus = tuple(word for word in option(config, "gpus").split(",") if word)
     return EngineOptions(
         profile=profile,
         launcher=launcher,
@@ -44,9 +43,18 @@ def engine_options(config: pytest.Config) -> EngineOptions:
         url=url,
         image=image,
         models=tuple(models),
-        gpus=gpus,
+        gpus=chosen_gpus(option(config, "gpus")),
         worker=worker_index(config),
     )
+
+
+def chosen_gpus(words: str) -> tuple[str, ...]:
+    """Indices or UUIDs of a comma-separated list; `all` is every GPU that NVML shows."""
+    if words != "all":
+        return tuple(word for word in words.split(",") if word)
+    from harness.environment import gpu_facts
+
+    return tuple(str(gpu["index"]) for gpu in gpu_facts()["gpus"])
 
 
 def models_of(profile: str) -> tuple[str, ...]:

@@ -1,0 +1,187 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from harness import certify, doctor, gate_commands
+from harness.checklist import load_checklists
+from harness.cli import app
+from harness.errors import LaunchError, UsageError
+from harness.gpu_lock import lock_gpus
+from harness.plugin import OPTIONS
+from harness.under_test import EngineOptions, EngineUnderTest, refuse_conflicts
+from tests.unit.gate_project import SUITE, GateProject, write_checklists
+
+COMMANDS = ("certify", "verify", "report", "run", "doctor", "config", "models", "keys", "engines")
+
+
+def test_every_command_has_help() -> None:
+    for command in COMMANDS:
+        result = CliRunner().invoke(app, [command, "--help"])
+        assert result.exit_code == 0, result.output
+
+
+def test_the_version_is_said() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output == "haikugate 0.1.0\n"
+
+
+def test_certify_help_shows_every_option_of_a_run() -> None:
+    output = CliRunner().invoke(app, ["certify", "--help"]).output
+    assert all(flag in output for flag, _ in OPTIONS)
+
+
+def test_engines_are_listed() -> None:
+    output = CliRunner().invoke(app, ["engines", "list"]).output
+    assert {line.split()[0] for line in output.splitlines()} >= {"native", "openai"}
+
+
+def test_config_never_prints_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAIKUGATE_SIGNING_KEY", "-----BEGIN PRIVATE KEY-----\nsecret")
+    assert "secret" not in CliRunner().invoke(app, ["config"]).output
+
+
+def test_an_error_is_one_line_and_its_exit_code() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "harness.cli", "verify", "no/such/bundle"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 3
+    assert run.stderr == "haikugate: no/such/bundle: not a bundle: no such folder\n"
+
+
+def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.environment.gpu_facts", lambda: {"gpus": []})
+    missing = doctor.certifiable(doctor.examine())
+    assert "CUDA GPU" in missing["gpu"]
+    assert "24 GB GPU" in missing["m0"]
+    assert CliRunner().invoke(app, ["doctor"]).exit_code == 0
+
+
+CERTIFY = """
+import conftest, sys
+from pathlib import Path
+from harness import certify
+certify.SUITES = Path("suites").absolute()
+sys.exit(certify.run_gate("gate4", sys.argv[1:]))
+"""
+
+
+def run_certify(project: GateProject, *args: str) -> pytest.RunResult:
+    (project.folder / "certify_it.py").write_text(CERTIFY)
+    return project.pytester.run(
+        *(sys.executable, "certify_it.py", "--profile", "cpu", "--model", "model.gguf"),
+        *("--proof-dir", "proofs", *args),
+    )
+
+
+def test_certify_shows_one_line_a_check_and_the_verdict(pytester: pytest.Pytester) -> None:
+    project = GateProject(pytester)
+    result = run_certify(project)
+    assert result.ret == 0, result.stdout.str()
+    lines = result.stdout.lines
+    for id_ in ("G1-ONE", "G1-TWO", "G2-ONE", "G3-ONE", "G4-ONE"):
+        assert sum(line.startswith(f"✓ {id_} ") for line in lines) == 1, result.stdout.str()
+    result.stdout.fnmatch_lines(["CERTIFIED: 7 of 7*", "bundle: *"])
+
+
+def test_certify_shows_what_fails(pytester: pytest.Pytester) -> None:
+    project = GateProject(pytester)
+    project.suite(SUITE.replace('observe(seen="two")', 'observe(verdict="fail")'))
+    result = run_certify(project)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["✗ G1-TWO*", "NOT CERTIFIED*"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--no-such-option",), 2),
+        (("--profile", "moon"), 2),
+        (("--launcher", "attach"), 2),
+        (("--waivers", "w.toml"), 2),
+        (("--signing-key", "absent.pem"), 3),
+    ],
+)
+def test_certify_exit_codes_of_usage_and_harness_errors(
+    pytester: pytest.Pytester, arguments: tuple[str, ...], code: int
+) -> None:
+    assert run_certify(GateProject(pytester), *arguments).ret == code
+
+
+def test_certify_without_suites_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(certify, "SUITES", tmp_path / "absent")
+    with pytest.raises(UsageError, match="not installed"):
+        certify.run_gate("gate4", [])
+
+
+def test_observations_are_written_into_a_checklist_on_demand(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = GateProject(pytester)
+    folder = project.folder / "checklists"
+    write_checklists(
+        folder,
+        {
+            "G1-ONE": {"any": []},
+            "G1-TWO": {"any": ["test_gone"]},
+            "G2-ONE": {"any": ["test_two"]},
+            "G3-ONE": {"any": []},
+        },
+    )
+    monkeypatch.setattr("harness.checklist.DIRECTORY", folder)
+    monkeypatch.setattr(gate_commands, "DIRECTORY", folder)
+    tests = gate_commands.collect([project.folder / "suites"])
+    assert tests["G1-ONE"] == ["test_one[1]", "test_one[2]"]
+    monkeypatch.setattr(gate_commands, "SUITES", project.folder / "suites")
+    result = CliRunner().invoke(app, ["gates", "observations", "--write"])
+    assert result.exit_code == 0, result.output
+    assert "G2-ONE" not in result.output
+    load_checklists.cache_clear()
+    checks = load_checklists(folder).checks
+    assert checks["G1-ONE"].observations == {"any": ("test_one[1]", "test_one[2]")}
+    assert checks["G1-TWO"].observations == {"any": ("test_two",)}
+    assert checks["G3-ONE"].observations == {"any": ("test_three",)}
+    load_checklists.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        EngineOptions("cpu", launcher="attach"),
+        EngineOptions("cpu", launcher="process", url="http://127.0.0.1:1"),
+        EngineOptions("cpu", launcher="process", image="an-image"),
+        EngineOptions("cpu", launcher="attach", url="http://x", command="serve"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: EngineOptions) -> None:
+    with pytest.raises(UsageError):
+        refuse_conflicts(options)
+
+
+def test_a_worker_gets_its_gpu() -> None:
+    gpus = [EngineOptions("gpu", gpus=("2", "5"), worker=n).gpu for n in range(4)]
+    assert gpus == ["2", "5", "2", "5"]
+
+
+def test_a_foreign_engine_is_identified_by_its_files(tmp_path: Path) -> None:
+    script = tmp_path / "serve.py"
+    script.write_text("one")
+    options = EngineOptions("cpu", command=f"{sys.executable} {script} --model {{model}}")
+    first = EngineUnderTest(options).identity()
+    script.write_text("two")
+    second = EngineUnderTest(options).identity()
+    assert first["ours"] is False
+    assert first["digest"] != second["digest"]
+
+
+def test_a_second_run_waits_for_a_gpu(tmp_path: Path) -> None:
+    with lock_gpus(["0", "1"], folder=tmp_path):
+        with pytest.raises(LaunchError, match="GPU 1: another run holds it"):
+            lock_gpus(["1"], wait_s=0.0, folder=tmp_path)
+        lock_gpus(["2"], wait_s=0.0, folder=tmp_path).close()
+    lock_gpus(["1"], wait_s=0.0, folder=tmp_path).close()
