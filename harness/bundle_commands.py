@@ -20,7 +20,7 @@ Bundle = Annotated[Path, typer.Argument(help="The bundle's folder.", show_defaul
 
 
 def _console() -> Console:
-    """Standard output; where it is no terminal, lines are not broken, so that names can be found."""
+    """Standard output; where it is no terminal, lines stay whole, so that names can be found."""
     console = Console(soft_wrap=True)
     return console if console.is_terminal else Console(soft_wrap=True, width=1000)
 
