@@ -170,6 +170,18 @@ def atomic_load(typing: Any, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def atomic_replace(typing: Any, address, expected, value):  # type: ignore[no-untyped-def]
+    """Write `value` if the int64 at `address` is `expected`; returns whether it was."""
+
+    def generate(context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        target = b.inttoptr(arguments[0], I64.as_pointer())
+        pair = b.cmpxchg(target, arguments[1], arguments[2], "acq_rel", "acquire")
+        return b.extract_value(pair, 1)
+
+    return types.boolean(types.uintp, types.int64, types.int64), generate
+
+
+@intrinsic
 def atomic_store(typing: Any, address, value):  # type: ignore[no-untyped-def]
     """Write the int64 at `address` after everything written before."""
 

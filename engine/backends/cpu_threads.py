@@ -2,8 +2,12 @@
 
 The caller's thread is member 0. The others wait in native code: they spin for some microseconds,
 then sleep on a condition variable until the next job. Within a job, members take units of an
-instruction from a shared counter and meet at barriers; which member computes a unit never changes
-its result.
+instruction from a shared counter; an instruction behind a barrier starts when all units before it
+are *done*, so a member that the system has suspended holds nobody up unless it holds a unit.
+Which member computes a unit never changes its result.
+
+A counter holds (job << 32 | units); a member late from an earlier job sees the other job number
+and leaves without touching anything.
 """
 
 import threading
@@ -13,21 +17,22 @@ import numpy as np
 from numba import njit, types
 
 from engine.backends.cpu_jit import (
-    address_of, as_i64, atomic_add, atomic_load, atomic_store, call_kernel, pause,
+    address_of, as_i64, atomic_add, atomic_load, atomic_replace, atomic_store, call_kernel,
+    pause,
 )  # fmt: skip
 
 ADDRESS, BARRIER, UNITS_FIXED, UNITS_PER_TOKEN, UNITS_LIMIT = range(5)
 ROW_WORDS = 40
 ROW_BYTES = 8 * ROW_WORDS
 
-GENERATION, ARRIVED, STOP, ARRIVED_BEFORE, FIRST, END, TABLE, COUNTERS, STATE, N_THREADS = range(
-    0, 80, 8
-)
+JOB, STOP, FIRST, END, TABLE, TAKEN, DONE, STATE, N_THREADS, N_INSTRUCTIONS = range(10)
 CONTROL_WORDS = 128
-MUTEX, CONDITION = 256, 512
+MUTEX_BYTES, CONDITION_BYTES = 256, 512
+JOB_SHIFT = 32
+UNITS_MASK = (1 << JOB_SHIFT) - 1
 
 SPINS_BETWEEN_JOBS = 1500
-SPINS_AT_BARRIER = 3000
+SPINS_AT_BARRIER = 2000
 GRABS_PER_THREAD = 6
 
 _lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.uintp))
@@ -38,16 +43,44 @@ _mutex_init = types.ExternalFunction("pthread_mutex_init", types.int32(types.uin
 _condition_init = types.ExternalFunction("pthread_cond_init", types.int32(types.uintp, types.uintp))
 _yield = types.ExternalFunction("sched_yield", types.int32())
 
-_CONTROL = types.uintp
 native = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @native
-def _meet(control: int, target: int) -> None:
-    """Wait until `target` arrivals were counted, yielding the core after a bounded spin."""
-    atomic_add(np.uint64(control + ARRIVED), 1)
+def _units(row: int, state: int) -> int:
+    words = as_i64(np.uint64(row))
+    n_tokens = as_i64(np.uint64(state))[0]
+    return min(words[UNITS_FIXED] + words[UNITS_PER_TOKEN] * n_tokens, words[UNITS_LIMIT])
+
+
+@native
+def _take_units(row: int, taken: int, done: int, state: int, scratch: int, job: int, grain: int) -> bool:  # fmt: skip
+    """Run free units of one instruction until none is left; False if the job is over."""
+    units = _units(row, state)
+    kernel = np.uint64(as_i64(np.uint64(row))[ADDRESS])
+    while True:
+        counted = atomic_load(np.uint64(taken))
+        if counted >> JOB_SHIFT != job:
+            return False
+        first = counted & UNITS_MASK
+        if first >= units:
+            return True
+        last = min(units, first + grain)
+        if atomic_replace(np.uint64(taken), counted, counted + last - first):
+            call_kernel(kernel, np.uint64(row), first, last, np.uint64(state), np.uint64(scratch))
+            atomic_add(np.uint64(done), last - first)
+
+
+@native
+def _await(done: int, units: int, job: int) -> bool:
+    """Wait until an instruction is done, yielding after a bounded spin; False if the job is over."""
     spins = 0
-    while atomic_load(np.uint64(control + ARRIVED)) < target:
+    while True:
+        counted = atomic_load(np.uint64(done))
+        if counted >> JOB_SHIFT != job:
+            return False
+        if counted & UNITS_MASK >= units:
+            return True
         spins += 1
         if spins < SPINS_AT_BARRIER:
             pause()
@@ -56,86 +89,92 @@ def _meet(control: int, target: int) -> None:
 
 
 @native
-def _run_instruction(row: int, counter: int, state: int, scratch: int, n_threads: int) -> None:
-    words = as_i64(np.uint64(row))
-    n_tokens = as_i64(np.uint64(state))[0]
-    units = min(words[UNITS_FIXED] + words[UNITS_PER_TOKEN] * n_tokens, words[UNITS_LIMIT])
-    grain = max(1, units // (n_threads * GRABS_PER_THREAD))
-    kernel = np.uint64(words[ADDRESS])
-    while True:
-        first = atomic_add(np.uint64(counter), grain)
-        if first >= units:
-            return
-        last = min(units, first + grain)
-        call_kernel(kernel, np.uint64(row), first, last, np.uint64(state), np.uint64(scratch))
+def _await_all(words: Any, first: int, end: int, job: int) -> bool:
+    for index in range(first, end):
+        units = _units(words[TABLE] + index * ROW_BYTES, words[STATE])
+        if not _await(words[DONE] + 8 * index, units, job):
+            return False
+    return True
 
 
 @native
-def _run_part(control: int, scratch: int) -> None:
-    """One member's share of the posted job; returns when all members are done."""
+def _run_part(control: int, scratch: int, job: int) -> None:
+    """One member's share of a job; returns when all is done or the job is over."""
     words = as_i64(np.uint64(control))
-    n_threads, target = words[N_THREADS // 8], words[ARRIVED_BEFORE // 8]
-    for index in range(words[FIRST // 8], words[END // 8]):
-        row = words[TABLE // 8] + index * ROW_BYTES
+    first, end, table, state = words[FIRST], words[END], words[TABLE], words[STATE]
+    pending, grabs = first, words[N_THREADS] * GRABS_PER_THREAD
+    for index in range(first, end):
+        row, offset = table + index * ROW_BYTES, 8 * index
         if as_i64(np.uint64(row))[BARRIER]:
-            target += n_threads
-            _meet(control, target)
-        counter = words[COUNTERS // 8] + 8 * index
-        _run_instruction(row, counter, words[STATE // 8], scratch, n_threads)
-    _meet(control, target + n_threads)
+            if not _await_all(words, pending, index, job):
+                return
+            pending = index
+        grain = max(1, _units(row, state) // grabs)
+        taken, done = words[TAKEN] + offset, words[DONE] + offset
+        if not _take_units(row, taken, done, state, scratch, job, grain):
+            return
+    _await_all(words, pending, end, job)
 
 
 @native
 def _serve(control: int, scratch: int) -> None:
     """A member's life: wait for a job, run its share, until told to stop."""
+    job_word, mutex = np.uint64(control + 8 * JOB), np.uint64(control + MUTEX_BYTES)
     seen = 0
     while True:
         spins = 0
-        while atomic_load(np.uint64(control + GENERATION)) == seen and spins < SPINS_BETWEEN_JOBS:
+        while atomic_load(job_word) == seen and spins < SPINS_BETWEEN_JOBS:
             pause()
             spins += 1
-        if atomic_load(np.uint64(control + GENERATION)) == seen:
-            _lock(np.uint64(control + MUTEX))
-            while atomic_load(np.uint64(control + GENERATION)) == seen:
-                _wait(np.uint64(control + CONDITION), np.uint64(control + MUTEX))
-            _unlock(np.uint64(control + MUTEX))
-        seen += 1
-        if atomic_load(np.uint64(control + STOP)):
+        if atomic_load(job_word) == seen:
+            _lock(mutex)
+            while atomic_load(job_word) == seen:
+                _wait(np.uint64(control + CONDITION_BYTES), mutex)
+            _unlock(mutex)
+        seen = atomic_load(job_word)
+        if atomic_load(np.uint64(control + 8 * STOP)):
             return
-        _run_part(control, scratch)
+        _run_part(control, scratch, seen)
 
 
 @native
 def _post(control: int) -> None:
-    _lock(np.uint64(control + MUTEX))
-    atomic_add(np.uint64(control + GENERATION), 1)
-    _wake(np.uint64(control + CONDITION))
-    _unlock(np.uint64(control + MUTEX))
+    _lock(np.uint64(control + MUTEX_BYTES))
+    atomic_add(np.uint64(control + 8 * JOB), 1)
+    _wake(np.uint64(control + CONDITION_BYTES))
+    _unlock(np.uint64(control + MUTEX_BYTES))
 
 
 @native
-def _run_job(control: int, scratch: int, first: int, end: int, table: int, state: int) -> None:
+def _open_counters(control: int) -> None:
+    """Make every counter belong to the next job, so that late members leave the finished one."""
     words = as_i64(np.uint64(control))
-    words[FIRST // 8], words[END // 8] = first, end
-    words[TABLE // 8], words[STATE // 8] = table, state
-    words[ARRIVED_BEFORE // 8] = words[ARRIVED // 8]
-    counters = as_i64(np.uint64(words[COUNTERS // 8]))
-    for index in range(first, end):
-        counters[index] = 0
-    if words[N_THREADS // 8] > 1:
-        _post(control)
-    _run_part(control, scratch)
+    fresh = (words[JOB] + 1) << JOB_SHIFT
+    for index in range(words[N_INSTRUCTIONS]):
+        atomic_store(np.uint64(words[TAKEN] + 8 * index), fresh)
+        atomic_store(np.uint64(words[DONE] + 8 * index), fresh)
+    atomic_add(np.uint64(control + 8 * JOB), 0)
+
+
+@native
+def _run_job(control: int, scratch: int, first: int, end: int) -> None:
+    words = as_i64(np.uint64(control))
+    words[FIRST], words[END] = first, end
+    _post(control)
+    _run_part(control, scratch, words[JOB])
+    _open_counters(control)
 
 
 @native
 def _start(control: int) -> None:
-    _mutex_init(np.uint64(control + MUTEX), np.uint64(0))
-    _condition_init(np.uint64(control + CONDITION), np.uint64(0))
+    _mutex_init(np.uint64(control + MUTEX_BYTES), np.uint64(0))
+    _condition_init(np.uint64(control + CONDITION_BYTES), np.uint64(0))
+    _open_counters(control)
 
 
 @native
 def _stop(control: int) -> None:
-    atomic_store(np.uint64(control + STOP), 1)
+    atomic_store(np.uint64(control + 8 * STOP), 1)
     _post(control)
 
 
@@ -145,11 +184,13 @@ class Team:
     def __init__(self, n_threads: int, scratch_bytes: int, n_instructions: int) -> None:
         self.n_threads = n_threads
         self._control = np.zeros(CONTROL_WORDS, np.int64)
-        self._counters = np.zeros(n_instructions, np.int64)
+        self._counters = np.zeros((2, n_instructions), np.int64)
         self._scratch = [np.zeros(scratch_bytes, np.uint8) for _ in range(n_threads)]
         self._address = address_of(self._control)
-        self._control[N_THREADS // 8] = n_threads
-        self._control[COUNTERS // 8] = address_of(self._counters)
+        self._control[N_THREADS] = n_threads
+        self._control[TAKEN] = address_of(self._counters[0])
+        self._control[DONE] = address_of(self._counters[1])
+        self._control[N_INSTRUCTIONS] = n_instructions
         _start(self._address)
         self._members = [self._member(index) for index in range(1, n_threads)]
 
@@ -166,8 +207,9 @@ class Team:
 
     def run(self, table: np.ndarray[Any, Any], first: int, end: int, state_address: int) -> None:
         """Run instructions [first, end) of a table for the tokens that the state tells."""
-        scratch = address_of(self._scratch[0])
-        _run_job(self._address, scratch, first, end, address_of(table), state_address)
+        self._control[TABLE] = address_of(table)
+        self._control[STATE] = state_address
+        _run_job(self._address, address_of(self._scratch[0]), first, end)
 
     def close(self) -> None:
         """End the members; idempotent."""
