@@ -100,7 +100,7 @@ class _Keys:
         if self.architecture not in ARCHITECTURES:
             raise self.error(
                 "general.architecture",
-                f"one of {', '.join(ARCHITECTURES)} wanted, got {self.architecture!r}",
+                f"one of {', '.join(ARCHITECTURES)} wanted, got {_shown(self.architecture)}",
             )
 
     def error(self, key: str, message: str) -> ModelLoadError:

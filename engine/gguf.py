@@ -169,7 +169,7 @@ def _alignment(cursor: Cursor, metadata: Mapping[str, Any]) -> int:
     if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment % 8:
         raise cursor.error(
             "metadata key 'general.alignment'",
-            f"a multiple of 8 up to {1 << 20} wanted, got {alignment!r}",
+            f"a multiple of 8 up to {1 << 20} wanted, got {str(alignment)[:40]!r}",
         )
     return alignment
 

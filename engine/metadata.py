@@ -108,7 +108,7 @@ def read_metadata(cursor: Cursor, n_keys: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     for index in range(n_keys):
         key = cursor.string(f"metadata key {index}", MAX_KEY_BYTES)
-        place = f"metadata key {key!r}"
+        place = f"metadata key {key[:80]!r}"
         if key in metadata:
             raise cursor.error(place, "given twice")
         metadata[key] = _value(cursor, cursor.u32(place), place)

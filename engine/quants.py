@@ -62,7 +62,7 @@ def _nibbles(packed: Bytes) -> Bytes:
 
 def _fifth_bits(packed: Bytes) -> Bytes:
     """[n, 4] bytes, bit j of the little-endian word -> [n, 32] of 0 or 16."""
-    return np.unpackbits(packed, axis=1, bitorder="little") << 4
+    return np.unpackbits(packed, axis=1, bitorder="little") << np.uint8(4)
 
 
 def _f32(blocks: Bytes) -> Floats:
@@ -126,7 +126,7 @@ def _q4_k(blocks: Bytes) -> Floats:
 
 def _q5_k(blocks: Bytes) -> Floats:
     bit_of = np.arange(8, dtype=np.uint8)[None, :, None]
-    high = (blocks[:, None, 16:48] >> bit_of & 1) << 4
+    high = (blocks[:, None, 16:48] >> bit_of & np.uint8(1)) << np.uint8(4)
     return _scaled_sub_blocks(blocks, _sub_block_nibbles(blocks[:, 48:]) | high)
 
 

@@ -157,7 +157,7 @@ def _parts(file: GGUFFile) -> _Parts:
     raise _error(
         file,
         "tokenizer.ggml.model",
-        f"gpt2 or llama wanted (or a tokenizer.json beside the file), got {model!r}",
+        f"gpt2 or llama wanted (or a tokenizer.json beside the file), got {str(model)[:80]!r}",
     )
 
 
@@ -173,7 +173,9 @@ def _bpe_parts(file: GGUFFile) -> _Parts:
     pretokenizer = PRETOKENIZERS.get(name) if isinstance(name, str) else None
     if pretokenizer is None:
         raise _error(
-            file, "tokenizer.ggml.pre", f"one of {', '.join(PRETOKENIZERS)} wanted, got {name!r}"
+            file,
+            "tokenizer.ggml.pre",
+            f"one of {', '.join(PRETOKENIZERS)} wanted, got {str(name)[:80]!r}",
         )
     ids = {
         text: token_id
@@ -215,7 +217,9 @@ def _merger(file: GGUFFile, build: Any) -> Any:
     except ModelLoadError:
         raise
     except Exception as exc:
-        raise _error(file, "tokenizer.ggml.tokens", f"no tokenizer can be made: {exc}") from exc
+        raise _error(
+            file, "tokenizer.ggml.tokens", f"no tokenizer can be made: {str(exc)[:200]}"
+        ) from exc
 
 
 def _vocabulary(file: GGUFFile, *, byte_level: bool) -> Vocabulary:

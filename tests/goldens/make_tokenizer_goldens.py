@@ -79,7 +79,7 @@ def main(data: Path) -> None:
         "gpt-2": byte_level(data / "gpt-2-vocab.gguf", [], own_words=True),
         "qwen2": qwen2(data / "qwen2-vocab.gguf"),
         "gpt-oss": Tokenizer.from_str(
-            lzma.open(data / "gpt-oss-tokenizer.json.xz", "rt", encoding="utf-8").read()
+            lzma.decompress((data / "gpt-oss-tokenizer.json.xz").read_bytes()).decode()
         ),
     }
     for name, tokenizer in made.items():

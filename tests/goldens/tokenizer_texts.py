@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Texts for tokenizer goldens: many scripts, joiners, marks, digits, white space, one long."""
 
 _LINES = [

@@ -131,7 +131,7 @@ def main(n_files: int, seed: int, folder: Path) -> dict[str, object]:
         started = time.perf_counter()
         message = load(path)
         slowest_s = max(slowest_s, time.perf_counter() - started)
-        long_lines += "\n" in message or len(message) > 1000
+        long_lines += "\n" in message or len(message) > 600
         outcomes["refused" if message else "loaded"] += 1
     grown_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) * 1024
     return {"files": n_files, "slowest_s": slowest_s, "grown_bytes": grown_bytes,

@@ -9,16 +9,23 @@ import gguf
 import numpy as np
 import pytest
 
+from tests.goldens.vocabularies import fetch
+
 CACHE = Path.home() / ".cache/haikugate"
 DEFAULT_MODEL = CACHE / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENIZERS = Path(os.environ.get("HAIKUGATE_TOKENIZER_DATA", CACHE / "tokenizers"))
 
 
 def tokenizer_file(name: str) -> Path:
-    """A file with a large vocabulary; the test skips where it is not at hand."""
+    """A file with a large vocabulary, fetched once; skips where it is not to be had."""
     path = DEFAULT_MODEL if name == "smollm2" else TOKENIZERS / name
+    if not path.exists() and name == "smollm2":
+        pytest.skip("the default model is not in the cache; `haikugate models fetch` gets it")
     if not path.exists():
-        pytest.skip(f"{path.name} is not in {path.parent} (HAIKUGATE_TOKENIZER_DATA names another)")
+        try:
+            fetch(name, TOKENIZERS)
+        except LookupError as exc:
+            pytest.skip(f"{exc}; HAIKUGATE_TOKENIZER_DATA names a folder that has it")
     return path
 
 

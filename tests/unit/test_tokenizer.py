@@ -33,7 +33,7 @@ NFC = ("qwen2",)
 
 @cache
 def o200k_json() -> str:
-    return lzma.open(tokenizer_file("gpt-oss-tokenizer.json.xz"), "rt", encoding="utf-8").read()
+    return lzma.decompress(tokenizer_file("gpt-oss-tokenizer.json.xz").read_bytes()).decode()
 
 
 @cache
@@ -111,7 +111,8 @@ def test_ten_thousand_random_strings_come_back(name: str) -> None:
 
 def test_smollm2_has_no_token_for_some_bytes_like_its_vendor() -> None:
     """Its vocabulary lacks 0x06 and others, and its vendor's tokenizer leaves them out too."""
-    assert real("smollm2").encode("a\x06b") == real("smollm2").encode("ab")
+    tokenizer = real("smollm2")
+    assert tokenizer.decode(tokenizer.encode("a\x06b")) == ("ab", 0)
 
 
 def _character(rng: random.Random) -> int:

