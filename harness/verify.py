@@ -60,7 +60,7 @@ class Case:
         return str((self.bundle.metadata.get("harness") or {}).get("version"))
 
 
-class NotChecked(HaikugateError):  # noqa: N818 - an outcome, not an error
+class NotChecked(HaikugateError):
     """A step that cannot be taken here; the message says why."""
 
 
