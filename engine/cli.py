@@ -11,6 +11,7 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,9 @@ Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: one for each 
 
 @app.callback()
 def engine(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """The reference engine of haikugate: one GGUF model on one device."""
     if version:
@@ -111,6 +114,141 @@ def serve(
         log_format=_log_format(log_format),
     )
     raise typer.Exit(serve_model(options))
+
+
+@app.command(
+    epilog='Example: haikugate-engine generate -m model.gguf --prompt "Once upon a time" -n 64'
+)
+def generate(
+    model: Model,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="One completion; omit to chat.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Omit for a random one.")] = None,
+    device: Device = "",
+    context_length: ContextLength = 0,
+    threads: Threads = 0,
+) -> None:
+    """Complete one prompt, or chat, streaming to the terminal; Ctrl-C ends it."""
+    from engine.backends import LoadOptions
+    from engine.terminal import GenerateOptions, run
+
+    options = GenerateOptions(
+        model=model,
+        load=LoadOptions(
+            device=_device(device, None), context_length=context_length, n_threads=threads
+        ),
+        prompt=prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+    )
+    raise typer.Exit(_reported(lambda: run(options)))
+
+
+@app.command(epilog="Example: haikugate-engine inspect -m model.gguf --json")
+def inspect(
+    model: Model,
+    context_length: ContextLength = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show a file's metadata, its tensors by type and bytes, and the memory it would need."""
+    from engine.inspect_model import show
+
+    raise typer.Exit(_reported(lambda: show(model, context_length, as_json=as_json)))
+
+
+@app.command(epilog="Example: haikugate-engine bench -m model.gguf -p 512 -n 128 -r 5 --json")
+def bench(
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="The GGUF file; default: the cached one.")
+    ] = None,
+    prefill: Annotated[str, typer.Option("-p", help="Prompt lengths, comma-separated.")] = "512",
+    n_decode: Annotated[int, typer.Option("-n", min=1, help="Tokens to decode.")] = 128,
+    depths: Annotated[str, typer.Option("-d", help="Context before decode.")] = "0",
+    repeats: Annotated[int, typer.Option("-r", min=1)] = 5,
+    device: Device = "",
+    threads: Threads = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Measure prefill and decode speed, bytes a token, and the share of the memory roofline."""
+    from engine.backends import LoadOptions
+    from engine.bench import BenchOptions, default_model, run
+
+    options = BenchOptions(
+        model=model or default_model(),
+        load=LoadOptions(device=_device(device, None), n_threads=threads),
+        prefill_lengths=_numbers("-p", prefill),
+        depths=_numbers("-d", depths),
+        n_decode=n_decode,
+        repeats=repeats,
+    )
+    raise typer.Exit(_reported(lambda: run(options, as_json=as_json)))
+
+
+@app.command(epilog="Example: haikugate-engine probe dequant --seed 7")
+def probe(
+    name: Annotated[str, typer.Argument(help="dequant, gguf-refusals, tokenizer, adapters, …")],
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="The GGUF file.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="JSON list of texts (tokenizer).")] = None,
+    ids: Annotated[str, typer.Option(help="Token ids, comma-separated (logits).")] = "",
+    rows: Annotated[str, typer.Option(help="Positions to print in full (logits).")] = "",
+    arch: Annotated[str, typer.Option(help="Such as sm_80,sm_90 (kernels-compile).")] = "",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "",
+) -> None:
+    """Print raw numbers of a white-box check as one JSON object."""
+    import json
+
+    from engine.probe import PROBES, ProbeOptions, run_probe
+
+    if name not in PROBES:
+        raise typer.BadParameter(f"no probe {name!r}; there are {', '.join(PROBES)}")
+    options = ProbeOptions(
+        device=_device(device, None),
+        model=model,
+        texts=texts,
+        token_ids=_numbers("--ids", ids),
+        rows=_numbers("--rows", rows),
+        architectures=tuple(filter(None, arch.split(","))),
+        seed=seed,
+    )
+
+    def run() -> int:
+        typer.echo(json.dumps(run_probe(name, options), allow_nan=False))
+        return 0
+
+    raise typer.Exit(_reported(run))
+
+
+def _reported(work: Callable[[], int]) -> int:
+    """Run a command; an engine error is one line on stderr and exit code 1, Ctrl-C is 130."""
+    from engine.errors import EngineError
+
+    try:
+        return work()
+    except EngineError as error:
+        typer.echo(f"haikugate-engine: {error.code}: {error.message}", err=True)
+        return 1
+    except KeyboardInterrupt:
+        typer.echo("", err=True)
+        return 130
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: wanted numbers like 1,2,3") from error
+    if any(number < 0 for number in numbers):
+        raise typer.BadParameter(f"{option}: wanted numbers >= 0")
+    return numbers
 
 
 def _device(device: str, gpu_device: int | None) -> str:
