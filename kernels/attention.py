@@ -44,9 +44,8 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class KvPages:
-    """A sequence's pages of one layer: `pool` u8, `pages` i32[n], offsets in bytes."""
+    """A sequence's pages of one layer: their addresses `pages` u64[n], sizes in bytes."""
 
-    pool: DeviceArray
     pages: DeviceArray
     page_bytes: int
     layer_offset: int
@@ -57,8 +56,8 @@ class KvPages:
         if self.layer_offset + layer > self.page_bytes:
             raise KernelArgumentError(f"layer at {self.layer_offset} ends past {self.page_bytes}")
         return KvCacheStructure(
-            require("pool", self.pool, "u8", (None,)), require("pages", self.pages, "i32", (None,)),
-            self.page_bytes, self.layer_offset, shape.n_kv_heads, shape.head_dim,
+            require("pages", self.pages, "u64", (None,)), self.layer_offset,
+            shape.n_kv_heads, shape.head_dim,
         )  # fmt: skip
 
 
@@ -136,7 +135,7 @@ class AttentionMergeArguments(ctypes.Structure):
 def rope_table(
     launcher: Launcher, inverse_frequencies: DeviceArray, table: DeviceArray, magnitude: float
 ) -> None:
-    """table f32[positions, n, 2] = (cos, sin)(p · inverse_frequencies f64[n]) · magnitude."""
+    """Table f32[positions, n, 2] = (cos, sin)(p · inverse_frequencies f64[n]) · magnitude."""
     positions, n_pairs, _ = table.shape
     arguments = RopeTableArguments(
         require("inverse_frequencies", inverse_frequencies, "f64", (n_pairs,)),
@@ -217,7 +216,7 @@ def attention_prefill(
     out: tuple[DeviceArray | None, DeviceArray | None],
     layer: AttentionLayer,
 ) -> None:
-    """out (f32, f16; either may be None) = attention of q f16[tokens, n_heads · head_dim].
+    """Out (f32, f16; either may be None) = attention of q f16[tokens, n_heads · head_dim].
 
     The chunk's keys and values are in the cache already. Raises KernelArgumentError.
     """
@@ -296,7 +295,7 @@ def attention_decode(
 def attention_merge(
     launcher: Launcher, splits: Splits, out: DeviceArray, layer: AttentionLayer
 ) -> None:
-    """out f32[1, n_heads · head_dim] = the splits joined; raises KernelArgumentError."""
+    """Out f32[1, n_heads · head_dim] = the splits joined; raises KernelArgumentError."""
     shape = layer.shape
     partial, sums = splits.pointers(shape)
     arguments = AttentionMergeArguments(

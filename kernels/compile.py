@@ -88,7 +88,7 @@ def compile_unit(unit: Unit, architecture: str) -> bytes:
             raise KernelCompileError(f"{unit.source} for {architecture}: {_first_error(program)}")
         cubin = b"\0" * _call(nvrtc.nvrtcGetCUBINSize, program)
         _call(nvrtc.nvrtcGetCUBIN, program, cubin)
-        return cubin
+        return bytes(cubin)
     finally:
         _call(nvrtc.nvrtcDestroyProgram, program)
 

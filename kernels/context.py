@@ -1,8 +1,9 @@
 """The kernels of one device: declared by launchers, compiled together, launched on one stream."""
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -60,24 +61,49 @@ class KernelContext:
     n_threads: int = 4
     _functions: dict[Kernel, Function] = field(default_factory=dict)
     _modules: dict[Unit, Module] = field(default_factory=dict)
+    _recorded: list[Kernel] | None = None
 
     def prepare(self, kernels: Iterable[Kernel]) -> None:
         """Compile (in parallel) and load what is not loaded yet."""
+        kernels = list(dict.fromkeys(kernels))
         units = list(dict.fromkeys(k.unit for k in kernels if k.unit not in self._modules))
         with ThreadPoolExecutor(self.n_threads) as pool:
             cubins = list(pool.map(lambda u: cached_cubin(u, self.limits.architecture), units))
         for unit, cubin in zip(units, cubins, strict=True):
             self._modules[unit] = Module(cubin)
+        for kernel in kernels:
+            if kernel not in self._functions:
+                self._functions[kernel] = self._modules[kernel.unit].function(kernel.entry)
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether launches are collected instead of queued."""
+        return self._recorded is not None
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Kernel]]:
+        """Collect the kernels that would be launched inside, instead of launching them."""
+        self._recorded = []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = None
 
     def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None:
         """Queue a kernel on the stream; raises KernelLaunchError."""
+        if self._recorded is not None:
+            self._recorded.append(kernel)
+            return
+        function = self._function(kernel)
+        dependent = self.dependent and self.limits.has_dependent_launch
+        function.launch(shape, arguments, self.stream, dependent=dependent)
+
+    def _function(self, kernel: Kernel) -> Function:
         function = self._functions.get(kernel)
         if function is None:
             self.prepare([kernel])
-            function = self._modules[kernel.unit].function(kernel.entry)
-            self._functions[kernel] = function
-        dependent = self.dependent and self.limits.has_dependent_launch
-        function.launch(shape, arguments, self.stream, dependent=dependent)
+            function = self._functions[kernel]
+        return function
 
     def close(self) -> None:
         """Unload every module."""

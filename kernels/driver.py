@@ -78,9 +78,7 @@ class Module:
     def function(self, name: str) -> "Function":
         """An entry of the module by name."""
         handle = ctypes.c_void_p()
-        status = _library().cuModuleGetFunction(
-            ctypes.byref(handle), self._handle, name.encode()
-        )
+        status = _library().cuModuleGetFunction(ctypes.byref(handle), self._handle, name.encode())
         check(status, f"finding kernel {name}")
         return Function(name, handle)
 
@@ -117,7 +115,5 @@ class Function:
             ctypes.addressof(_DEPENDENT), 1 if dependent else 0,
         )  # fmt: skip
         parameters: Any = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        status = _library().cuLaunchKernelEx(
-            ctypes.byref(config), self._handle, parameters, None
-        )
+        status = _library().cuLaunchKernelEx(ctypes.byref(config), self._handle, parameters, None)
         check(status, f"launching {self.name} on a grid of {shape.grid} x {shape.block} threads")

@@ -28,7 +28,7 @@ def elementwise(
     operands: tuple[DeviceArray, DeviceArray | None],
     out: tuple[DeviceArray | None, DeviceArray | None],
 ) -> None:
-    """out = operation(x, y) over f32[rows, width]; `out` is (f32, f16), either may be None.
+    """Out = operation(x, y) over f32[rows, width]; `out` is (f32, f16), either may be None.
 
     Raises KernelArgumentError for wrong shapes or a missing second operand.
     """

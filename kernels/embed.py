@@ -32,12 +32,12 @@ def _launch(
 
 
 def embed(launcher: Launcher, out: DeviceArray, table: PackedMatrix, ids: DeviceArray) -> None:
-    """out f32[tokens, k] = table rows ids i32[tokens]; ids past the table take its last row."""
+    """Out f32[tokens, k] = table rows ids i32[tokens]; ids past the table take its last row."""
     _launch(launcher, out, table, require("ids", ids, "i32", (out.shape[0],)), 0)
 
 
 def add_position(
     launcher: Launcher, x: DeviceArray, table: PackedMatrix, position: DeviceArray
 ) -> None:
-    """x f32[tokens, k] += table rows position, position + 1, …; position i32[1]."""
+    """X f32[tokens, k] += table rows position, position + 1, …; position i32[1]."""
     _launch(launcher, x, table, 0, require("position", position, "i32", (1,)))

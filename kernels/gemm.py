@@ -64,7 +64,7 @@ def gemm(
     epilogue: GemmEpilogue = "STORE",
     bias: DeviceArray | None = None,
 ) -> None:
-    """out (+)= x f16[m, k] · matrixᵀ + bias; gated epilogues write f16[m, rows / 2].
+    """Out (+)= x f16[m, k] · matrixᵀ + bias; gated epilogues write f16[m, rows / 2].
 
     Rows of a gated matrix alternate gate, up. Raises KernelArgumentError.
     """
@@ -151,7 +151,7 @@ def gemm_float(
     *,
     add: bool = False,
 ) -> None:
-    """out f32[m, rows] (+)= x f32[m, k] · matrixᵀ + bias over F32, F16 or BF16 weights.
+    """Out f32[m, rows] (+)= x f32[m, k] · matrixᵀ + bias over F32, F16 or BF16 weights.
 
     Raises KernelArgumentError.
     """

@@ -79,6 +79,7 @@ def choose_tuning(
     budget = limits.shared_bytes - staged_bytes(matrices[0].type, k) - 8192
     rings = min(max(1, budget // slot), 120_000 // slot or 1)
     warps = max(1, min(16 if tiles_a_block > 24 else tiles_a_block, _MAX_WARPS, rings))
+    warps = max(warps, min(8, budget // slot))
     if warps < 4 <= tiles_a_block:
         warps = max(1, min(4, budget // slot))
     slots = max(1, min(rings // warps, -(-tiles_a_block // warps), 4))
@@ -129,8 +130,8 @@ class ExpertChoice:
 class Gemv:
     """One fused linear of one token.
 
-    `router` f32[rows, 32] (norm weight folded in) with `partials` f32[grid · 33] makes the ADD_ROUTE
-    epilogue; `best` (f32[grid], i32[grid]) the LOGITS one. `chosen` experts: 0 without any.
+    `router` f32[rows, 32] (norm weight folded in) with `partials` f32[grid · 33] is for the
+    ADD_ROUTE epilogue, `best` (f32[grid], i32[grid]) for LOGITS. `chosen` experts: 0 without any.
     """
 
     segments: tuple[Segment, ...]
@@ -161,7 +162,9 @@ class Gemv:
 
     def _check_segments(self) -> None:
         first = self.matrix
-        if not 1 <= len(self.segments) <= 3 or (len(self.segments) > 1 and self.epilogue != "STORE"):
+        if not 1 <= len(self.segments) <= 3 or (
+            len(self.segments) > 1 and self.epilogue != "STORE"
+        ):
             raise KernelArgumentError(f"{self.epilogue} of {len(self.segments)} matrices")
         for segment in self.segments:
             m = segment.matrix

@@ -6,15 +6,13 @@
 constexpr int PAGE = 64;
 
 struct KvCache {
-  u8* pool;
-  const int* pages;    // page number of positions 64i..64i+63 of this sequence
-  u64 page_bytes, layer_offset;
+  const u64* pages;    // address of the page of positions 64i..64i+63 of this sequence
+  u64 layer_offset;
   int n_kv_heads, head_dim;
 };
 
 INLINE u16* kv_tile(const KvCache& c, int position, int value, int head) {
-  u8* page = c.pool + (u64)__ldcg(c.pages + position / PAGE) * c.page_bytes + c.layer_offset;
-  return (u16*)page + (u64)(value * c.n_kv_heads + head) * PAGE * c.head_dim;
+  return (u16*)(__ldcg(c.pages + position / PAGE) + c.layer_offset) + (u64)(value * c.n_kv_heads + head) * PAGE * c.head_dim;
 }
 
 enum { NO_ROPE, ADJACENT, HALF };

@@ -120,9 +120,7 @@ class PackArguments(ctypes.Structure):
 
     _fields_ = [
         *fields(POINTER, "source tiles"),
-        *fields(
-            INT, "rows first_row k row_bytes tile_rows row_stride row_offset padded_k"
-        ),
+        *fields(INT, "rows first_row k row_bytes tile_rows row_stride row_offset padded_k"),
     ]
 
 

@@ -54,10 +54,8 @@ def route(launcher: Launcher, logits: DeviceArray, routing: Routing) -> None:
     launcher.launch(Kernel("moe.cu", "moe_group"), LaunchShape((n_experts, 1), 1024), arguments)
 
 
-def combine(
-    launcher: Launcher, y: DeviceArray, x: DeviceArray, chosen: int, *, add: bool
-) -> None:
-    """x f32[tokens, width] (+)= Σ of y f32[tokens · chosen, width] over each token's choices."""
+def combine(launcher: Launcher, y: DeviceArray, x: DeviceArray, chosen: int, *, add: bool) -> None:
+    """X f32[tokens, width] (+)= Σ of y f32[tokens · chosen, width] over each token's choices."""
     tokens, width = x.shape
     arguments = MoeArguments(
         0, 0, 0, 0, 0,

@@ -14,7 +14,7 @@ class KvCacheStructure(ctypes.Structure):
     """kv_page.cuh: KvCache."""
 
     _fields_ = [
-        *fields(POINTER, "pool pages"),
-        *fields(U64, "page_bytes layer_offset"),
+        *fields(POINTER, "pages"),
+        *fields(U64, "layer_offset"),
         *fields(INT, "n_kv_heads head_dim"),
     ]

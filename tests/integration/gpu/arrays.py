@@ -42,9 +42,7 @@ class Arena:
         return device_array(array), array
 
 
-def random_blocks(
-    rng: np.random.Generator, type_name: str, rows: int, k: int
-) -> NDArray[np.uint8]:
+def random_blocks(rng: np.random.Generator, type_name: str, rows: int, k: int) -> NDArray[np.uint8]:
     """Random GGUF rows whose weights have a spread near 0.05."""
     form = BLOCK_FORMATS[type_name]
     if form.block_size == 1:
@@ -60,9 +58,9 @@ def random_blocks(
         blocks[:, 0] = rng.integers(118, 124, n)
     for i, at in enumerate(_SCALE_OFFSETS.get(type_name, ())):
         size = {"Q8_0": 4e-4, "Q6_K": 2e-5, "Q4_K": 1e-4, "Q5_K": 5e-5}.get(type_name, 4e-3)
-        scale = (size * rng.uniform(0.5, 1.5, n) * (-1 if i and "K" not in type_name else 1)).astype(
-            np.float16
-        )
+        scale = (
+            size * rng.uniform(0.5, 1.5, n) * (-1 if i and "K" not in type_name else 1)
+        ).astype(np.float16)
         blocks[:, at : at + 2] = scale.view(np.uint8).reshape(-1, 2)
     return blocks.reshape(rows, -1)
 

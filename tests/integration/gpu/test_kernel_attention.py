@@ -47,14 +47,18 @@ CASES = [
 ]
 
 
-def rotate(x: NDArray[np.float64], case: Case, frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
+def rotate(
+    x: NDArray[np.float64], case: Case, frequencies: NDArray[np.float64]
+) -> NDArray[np.float64]:
     if case.pairs == "none":
         return x
     angle = np.arange(x.shape[0])[:, None, None] * frequencies
     c, s = np.cos(angle) * 1.1, np.sin(angle) * 1.1
     out, n = x.copy(), len(frequencies)
     first, second = (
-        (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if case.pairs == "adjacent" else (slice(0, n), slice(n, 2 * n))
+        (slice(0, 2 * n, 2), slice(1, 2 * n, 2))
+        if case.pairs == "adjacent"
+        else (slice(0, n), slice(n, 2 * n))
     )
     out[..., first] = x[..., first] * c - x[..., second] * s
     out[..., second] = x[..., second] * c + x[..., first] * s
@@ -104,10 +108,11 @@ def make(context: KernelContext, arena: Arena, case: Case, position: int) -> Set
         rotation = Rotation(case.pairs, table)  # type: ignore[arg-type]
     layer_bytes = 2 * case.kv_heads * 64 * hd * 2
     pool, _ = arena.poisoned((8 * 3 * layer_bytes,), "u1")
-    pages = arena.put(np.array([5, 0, 7, 2, 3, 1], np.int32))
+    numbers = np.array([5, 0, 7, 2, 3, 1], np.uint64)
+    pages = arena.put(np.uint64(pool.pointer) + numbers * np.uint64(3 * layer_bytes))
     shape = AttentionShape(case.heads, case.kv_heads, hd, hd**-0.5, case.window)
     layer = AttentionLayer(
-        shape, rotation, KvPages(pool, pages, 3 * layer_bytes, layer_bytes),
+        shape, rotation, KvPages(pages, 3 * layer_bytes, layer_bytes),
         arena.put(np.array([position], np.int32)), arena.put(sinks) if sinks is not None else None,
     )  # fmt: skip
     return Setup(layer, x, want.reshape(case.tokens, -1), frequencies)
@@ -151,7 +156,11 @@ def test_chunked_prefill_gives_the_bits_of_a_whole_one(context: KernelContext) -
         for begin, end in zip(edges[:-1], edges[1:], strict=True):
             position = arena.put(np.array([begin], np.int32))
             layer = AttentionLayer(
-                setup.layer.shape, setup.layer.rotation, setup.layer.cache, position, setup.layer.sinks
+                setup.layer.shape,
+                setup.layer.rotation,
+                setup.layer.cache,
+                position,
+                setup.layer.sinks,
             )
             x = Projections(*(arena.put(a[begin:end]) for a in setup.projections))
             q16, _ = arena.poisoned((end - begin, width), "f2")

@@ -138,7 +138,9 @@ def test_logits_epilogue_finds_the_first_best(context: KernelContext) -> None:
 
 @pytest.mark.parametrize("type_name", QUANTIZED)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 130, 512), (77, 300, 800), (300, 257, 2880)])
-def test_gemm_equals_float64(context: KernelContext, type_name: str, m: int, n: int, k: int) -> None:
+def test_gemm_equals_float64(
+    context: KernelContext, type_name: str, m: int, n: int, k: int
+) -> None:
     rng, arena, k = np.random.default_rng(6), Arena(), k_for(type_name, k)
     raw = random_blocks(rng, type_name, n, k)
     matrix = packed(context, arena, type_name, [raw], (n, k, 2))

@@ -53,7 +53,9 @@ def main() -> None:
         x = arena.put(np.random.default_rng(0).standard_normal((1, k)).astype(np.float32))
         gain, (out, _) = arena.put(np.ones(k, np.float32)), arena.poisoned((1, rows))
         matrices = [
-            PackedMatrix(type_name, rows, k, tile_rows, type(pool)(pool.pointer + i * size, "u8", (size,)))
+            PackedMatrix(
+                type_name, rows, k, tile_rows, type(pool)(pool.pointer + i * size, "u8", (size,))
+            )
             for i in range(copies)
         ]
         tuning = choose_tuning(context.limits, (matrices[0],), rows, k)

@@ -1,0 +1,336 @@
+"""One token through the program: fused GEMV steps, captured as a CUDA graph a context bucket.
+
+A bucket fixes how attention is split: the split length and the most splits are functions of the
+position alone, so results do not depend on anything else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.backends.cuda_buffers import Buffers
+from engine.backends.cuda_memory import DevicePool
+from engine.backends.cuda_model import (
+    Bound,
+    BoundAttention,
+    BoundExperts,
+    BoundGated,
+    BoundLinear,
+    BoundNorm,
+)
+from engine.backends.cuda_prefill import GATED_EPILOGUE, Chunk, ChunkExecutor
+from engine.errors import InternalError
+from engine.program import Value
+from kernels.arrays import DeviceArray
+from kernels.attention import (
+    AttentionLayer,
+    AttentionShape,
+    Projections,
+    Splits,
+    attention_decode,
+    attention_merge,
+)
+from kernels.context import KernelContext
+from kernels.gemv import (
+    MERGED_SPLITS,
+    ROUTER_LANES,
+    ExpertChoice,
+    Gemv,
+    GemvEpilogue,
+    NormInput,
+    Segment,
+    SplitInput,
+    choose_tuning,
+)
+from kernels.moe import combine
+
+_MAX_CHOSEN = 8
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Positions below `limit` attend in splits of `split_keys`, merged where attention is read."""
+
+    limit: int
+    split_keys: int
+
+    @property
+    def max_splits(self) -> int:
+        """Splits at the last position of the bucket."""
+        return self.limit // self.split_keys
+
+
+BUCKETS = (
+    Bucket(64 * MERGED_SPLITS, 64),
+    Bucket(8192, 128),
+    Bucket(131072, 1024),
+    Bucket(1 << 24, 1 << 16),
+)
+
+
+def bucket_of(position: int) -> int:
+    """The index of the bucket that a position falls into."""
+    return next(i for i, bucket in enumerate(BUCKETS) if position < bucket.limit)
+
+
+def splits_of(shape: AttentionShape, bucket: Bucket) -> tuple[int, int]:
+    """(split_keys, most splits) of a layer in a bucket; a short window keeps short splits."""
+    if shape.window and shape.window + 63 <= 64 * MERGED_SPLITS:
+        return 64, min(MERGED_SPLITS, (shape.window + 62) // 64 + 1)
+    if shape.window:
+        most = (shape.window + 62) // bucket.split_keys + 1
+        return bucket.split_keys, min(bucket.max_splits, most)
+    return bucket.split_keys, bucket.max_splits
+
+
+@dataclass
+class DecodeBuilder:
+    """Writes the launches of one decode step into a list, in order."""
+
+    context: KernelContext
+    memory: DevicePool
+    buffers: Buffers
+    chunk: Chunk
+    bucket: Bucket
+    logits: DeviceArray
+    best: tuple[DeviceArray, DeviceArray]
+    shared: dict[str, DeviceArray]
+    launches: list[Callable[[], None]] = field(default_factory=list)
+    _last: Gemv | None = None
+    _pending: dict[int, DeviceArray] = field(default_factory=dict)
+    _split: dict[int, SplitInput] = field(default_factory=dict)
+    _partial: dict[int, DeviceArray] = field(default_factory=dict)
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: str = "f32") -> DeviceArray:
+        """Workspace that all layers and buckets share by name and shape."""
+        key = f"{name} {shape}"
+        if key not in self.shared:
+            self.shared[key] = self.memory.array(shape, dtype, "workspace")
+            self.memory.zero(self.shared[key])
+        return self.shared[key]
+
+    def build(self, steps: tuple[Bound, ...]) -> list[Callable[[], None]]:
+        """The launches of these steps."""
+        for i, bound in enumerate(steps):
+            following = steps[i + 1] if i + 1 < len(steps) else None
+            match bound:
+                case BoundLinear():
+                    self._linear(bound, following)
+                case BoundGated():
+                    self._gated(bound)
+                case BoundAttention():
+                    self._attention(bound, following)
+                case BoundExperts():
+                    self._experts(bound)
+                case _:
+                    self._plain(bound)
+        return self.launches
+
+    def _x(self, value: Value) -> DeviceArray:
+        return self.buffers.floats(value, 1)
+
+    def _flush(self, value: Value) -> None:
+        """Add what a mixture of experts left pending, for a reader that cannot do it itself."""
+        pending = self._pending.pop(value.buffer, None)
+        if pending is not None:
+            x, chosen = self._x(value), pending.shape[0]
+            self.launches.append(lambda: combine(self.context, pending, x, chosen, add=True))
+
+    def _plain(self, bound: Bound) -> None:
+        if isinstance(bound, BoundNorm):
+            self._flush(bound.step.op.x)
+        executor = ChunkExecutor(self.context, self.buffers)
+        self.launches.append(lambda: executor.run(bound, self.chunk))
+
+    def _gemv(self, spec: Gemv) -> None:
+        self._last = spec
+        self.launches.append(lambda: spec.launch(self.context))
+
+    def _linear(self, bound: BoundLinear, following: Bound | None) -> None:
+        step = bound.step
+        is_head = step.linears[0].out == self.buffers.plan.logits
+        if step.residual:
+            self._residual(bound, following)
+            return
+        outs = [self.logits if is_head else self._x(x.out) for x in step.linears]
+        norm = (
+            NormInput(bound.norm_weight, step.norm.eps) if step.norm and bound.norm_weight else None
+        )
+        pending = self._pending.get(step.x.buffer) if norm else None
+        rows = sum(matrix.rows for matrix in bound.matrices)
+        self._gemv(
+            Gemv(
+                tuple(map(Segment, bound.matrices, outs, bound.biases)),
+                self._x(step.x),
+                "NORM" if norm else "PLAIN",
+                "LOGITS" if is_head else "STORE",
+                choose_tuning(self.context.limits, bound.matrices, rows, step.x.width),
+                norm=norm,
+                pending=pending,
+                chosen=pending.shape[0] if pending else 0,
+                best=self.best if is_head else None,
+            )
+        )
+
+    def _residual(self, bound: BoundLinear, following: Bound | None) -> None:
+        step = bound.step
+        matrix, residual = bound.matrices[0], step.residual
+        assert residual is not None
+        if step.norm:
+            raise InternalError("a normalised linear with a residual sum")
+        pending = self._pending.pop(residual.buffer, None)
+        split = self._split.pop(step.x.buffer, None)
+        routed = self._routes(following, residual)
+        epilogue: GemvEpilogue = "ADD_ROUTE" if routed else "ADD"
+        chosen = pending.shape[0] if pending else 0
+        self._gemv(
+            Gemv(
+                (Segment(matrix, self._x(residual), bound.biases[0]),),
+                self._partial.pop(step.x.buffer) if split else self._x(step.x),
+                "ATTENTION" if split else "PLAIN",
+                epilogue,
+                choose_tuning(self.context.limits, (matrix,), matrix.rows, matrix.k),
+                split=split,
+                pending=pending,
+                router=routed.folded_router if routed else None,
+                partials=self._partials() if routed else None,
+                chosen=chosen,
+            )
+        )
+
+    def _partials(self) -> DeviceArray:
+        return self.array("partials", (self.context.limits.n_multiprocessors * (ROUTER_LANES + 1),))
+
+    def _routes(self, following: Bound | None, residual: Value) -> BoundExperts | None:
+        """The experts right after a residual sum, if their router can be computed with it."""
+        if not isinstance(following, BoundExperts) or following.step.residual != residual:
+            return None
+        fits = following.folded_router is not None and following.step.op.top_k <= _MAX_CHOSEN
+        return following if fits else None
+
+    def _gated(self, bound: BoundGated) -> None:
+        step = bound.step
+        norm = (
+            NormInput(bound.norm_weight, step.norm.eps) if step.norm and bound.norm_weight else None
+        )
+        if norm:
+            self._flush(step.x)
+        matrix = bound.matrix
+        self._gemv(
+            Gemv(
+                (Segment(matrix, self._x(step.out)),),
+                self._x(step.x),
+                "NORM" if norm else "PLAIN",
+                "SILU" if GATED_EPILOGUE[step.kind] == "SILU" else "CLAMPED",
+                choose_tuning(self.context.limits, (matrix,), matrix.rows, matrix.k),
+                norm=norm,
+            )
+        )
+
+    def _attention(self, bound: BoundAttention, following: Bound | None) -> None:
+        op, shape = bound.step.op, bound.shape
+        split_keys, n_splits = splits_of(shape, self.bucket)
+        merged_by_reader = (
+            n_splits <= MERGED_SPLITS
+            and isinstance(following, BoundLinear)
+            and following.step.residual is not None
+            and following.step.x == op.out
+        )
+        most = max(MERGED_SPLITS, n_splits)
+        splits = Splits(
+            self.array("split_out", (shape.n_heads, most, shape.head_dim)),
+            self.array("split_sums", (shape.n_heads, most, 2)),
+            split_keys,
+            most,
+        )
+        layer = AttentionLayer(
+            shape, bound.rotation, self.chunk.pages(op.layer), self.chunk.position, bound.sinks
+        )
+        x = Projections(*(self._x(v) for v in (op.q, op.k, op.v)))
+        self.launches.append(lambda: attention_decode(self.context, x, splits, layer, n_splits))
+        if merged_by_reader:
+            self._partial[op.out.buffer] = splits.out
+            self._split[op.out.buffer] = SplitInput(
+                splits.sums, self.chunk.position, shape.head_dim, shape.window, split_keys,
+                bound.sinks,
+            )  # fmt: skip
+        else:
+            out = self._x(op.out)
+            self.launches.append(lambda: attention_merge(self.context, splits, out, layer))
+
+    def _experts(self, bound: BoundExperts) -> None:
+        op, residual = bound.step.op, bound.step.residual
+        if not self._routed_before(bound):
+            self._flush(residual)
+            executor = ChunkExecutor(self.context, self.buffers)
+            self.launches.append(lambda: executor.run(bound, self.chunk))
+            return
+        assert bound.lane_bias is not None
+        limits, partials = self.context.limits, self._partials()
+        choice = ExpertChoice(
+            partials, limits.n_multiprocessors, bound.lane_bias, op.x.width, bound.step.norm.eps
+        )
+        hidden = self.array("expert_hidden", (op.top_k, op.hidden))
+        pending = self.array("expert_out", (op.top_k, op.x.width))
+        gate_up, down = bound.gate_up, bound.down
+        self._gemv(
+            Gemv(
+                (Segment(gate_up, hidden, bound.gate_up_bias),),
+                self._x(residual), "EXPERT_IN",
+                "SILU" if GATED_EPILOGUE[op.kind] == "SILU" else "CLAMPED",
+                choose_tuning(limits, (gate_up,), op.top_k * gate_up.rows, gate_up.k),
+                norm=NormInput(bound.norm_weight, bound.step.norm.eps),
+                choice=choice, chosen=op.top_k,
+            )
+        )  # fmt: skip
+        self._gemv(
+            Gemv(
+                (Segment(down, pending, bound.down_bias),), hidden, "EXPERT_OUT_PRO", "EXPERT_OUT",
+                choose_tuning(limits, (down,), op.top_k * down.rows, down.k),
+                choice=choice, chosen=op.top_k,
+            )
+        )  # fmt: skip
+        self._pending[residual.buffer] = pending
+
+    def _routed_before(self, bound: BoundExperts) -> bool:
+        """Whether the launch before computed this router's partial logits."""
+        last = self._last
+        return last is not None and last.router is not None and last.router is bound.folded_router
+
+
+@dataclass
+class DecodeGraphs:
+    """Captured decode steps by bucket; captured at first use."""
+
+    stream: Any
+    context: KernelContext
+    launches_of: Callable[[int], list[Callable[[], None]]]
+    _graphs: dict[int, Any] = field(default_factory=dict)
+    _held: list[Any] = field(default_factory=list)
+
+    def launch(self, position: int) -> None:
+        """Queue the step that decodes the token at this position."""
+        bucket = bucket_of(position)
+        if bucket not in self._graphs:
+            self.capture(bucket)
+        self._graphs[bucket].launch(self.stream)
+
+    def capture(self, bucket: int) -> None:
+        """Build and capture the step of a bucket, its kernels compiled before."""
+        launches = self.launches_of(bucket)
+        with self.context.recording() as kernels:
+            for launch in launches:
+                launch()
+        self.context.prepare(kernels)
+        self._held.append(launches)
+        self.stream.synchronize()
+        with self.stream:
+            self.stream.begin_capture()
+            self.context.dependent = True
+            try:
+                for launch in launches:
+                    launch()
+            finally:
+                self.context.dependent = False
+                self._graphs[bucket] = self.stream.end_capture()
+            self._graphs[bucket].upload(self.stream)

@@ -1,0 +1,137 @@
+"""Device memory: one capped pool of plain allocations, counted by purpose, verified on demand."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from engine.backends import MemoryReport
+from engine.errors import DeviceError, InsufficientMemory, OutOfMemory
+from kernels.arrays import DeviceArray
+
+Purpose = Literal["weights", "kv", "workspace"]
+_DEVICE_MEMORY = 2
+_MEMORY_KINDS = {0: "unregistered host", 1: "host", 2: "device", 3: "managed"}
+ALIGNMENT = 256
+
+
+@dataclass
+class DevicePool:
+    """Allocations of one device, never more than `limit_bytes` in all (0 = what the card has).
+
+    `running` turns a failed allocation from InsufficientMemory (at start) into OutOfMemory.
+    """
+
+    cupy: Any
+    limit_bytes: int = 0
+    running: bool = False
+    used_bytes: dict[Purpose, int] = field(
+        default_factory=lambda: {"weights": 0, "kv": 0, "workspace": 0}
+    )
+    _held: dict[int, tuple[Purpose, int]] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        """All bytes held."""
+        return sum(self.used_bytes.values())
+
+    def available_bytes(self) -> int:
+        """Bytes that an allocation could still get: the card's free memory within the limit."""
+        free: int = self.cupy.cuda.runtime.memGetInfo()[0]
+        return min(free, self.limit_bytes - self.total_bytes) if self.limit_bytes else free
+
+    def allocate(self, size_bytes: int, purpose: Purpose) -> int:
+        """The address of `size_bytes` of device memory.
+
+        Raises InsufficientMemory, or OutOfMemory once `running`, with both byte counts.
+        """
+        size_bytes = max(ALIGNMENT, -(-size_bytes // ALIGNMENT) * ALIGNMENT)
+        runtime = self.cupy.cuda.runtime
+        if self.limit_bytes and self.total_bytes + size_bytes > self.limit_bytes:
+            raise self.exhausted(size_bytes, purpose)
+        try:
+            pointer: int = runtime.malloc(size_bytes)
+        except runtime.CUDARuntimeError as error:
+            if "MemoryAllocation" in str(error):
+                raise self.exhausted(size_bytes, purpose) from None
+            raise DeviceError(f"allocating {size_bytes} bytes for {purpose}: {error}") from None
+        self._held[pointer] = (purpose, size_bytes)
+        self.used_bytes[purpose] += size_bytes
+        return pointer
+
+    def exhausted(self, size_bytes: int, purpose: Purpose) -> InsufficientMemory | OutOfMemory:
+        """The error of an allocation that cannot be had."""
+        kind = OutOfMemory if self.running else InsufficientMemory
+        required = size_bytes if self.running else self.total_bytes + size_bytes
+        available = self.available_bytes()
+        if not self.running:
+            available += self.total_bytes
+        return kind(
+            f"device memory for {purpose} is exhausted",
+            required_bytes=required,
+            available_bytes=max(0, available),
+        )
+
+    def array(self, shape: tuple[int, ...], dtype: str, purpose: Purpose) -> DeviceArray:
+        """A fresh array, not initialised."""
+        wanted = DeviceArray(0, dtype, shape)
+        return DeviceArray(self.allocate(wanted.size_bytes, purpose), dtype, shape)
+
+    def upload(self, values: Any, purpose: Purpose) -> DeviceArray:
+        """A copy of a small NumPy array (float32, float64, int32 or uint64)."""
+        dtype = {"f4": "f32", "f8": "f64", "i4": "i32", "u8": "u64"}[values.dtype.str[1:]]
+        array = self.array(values.shape, dtype, purpose)
+        self.write(array, values)
+        return array
+
+    def write(self, array: DeviceArray, values: Any) -> None:
+        """Copy a C-contiguous NumPy array of the same size over a device array, synchronously."""
+        if values.nbytes != array.size_bytes or not values.flags["C_CONTIGUOUS"]:
+            raise DeviceError(f"upload of {values.nbytes} bytes into {array.size_bytes}")
+        self.cupy.cuda.runtime.memcpy(array.pointer, values.ctypes.data, values.nbytes, 1)
+        self.cupy.cuda.runtime.streamSynchronize(0)
+
+    def zero(self, array: DeviceArray) -> None:
+        """Fill an array with zero bytes."""
+        self.cupy.cuda.runtime.memset(array.pointer, 0, array.size_bytes)
+
+    def free(self, pointer: int) -> None:
+        """Give one allocation back."""
+        purpose, size_bytes = self._held.pop(pointer)
+        self.used_bytes[purpose] -= size_bytes
+        self.cupy.cuda.runtime.free(pointer)
+
+    def close(self) -> None:
+        """Give everything back."""
+        for pointer in list(self._held):
+            self.free(pointer)
+
+    def report(self) -> MemoryReport:
+        """Bytes by purpose."""
+        return MemoryReport(
+            self.used_bytes["weights"],
+            self.used_bytes["kv"],
+            self.used_bytes["workspace"],
+            self.limit_bytes,
+        )
+
+    def adopt_managed_page(self) -> None:
+        """Fault injection: count a managed allocation as workspace, as a leak would."""
+        pointer: int = self.cupy.cuda.runtime.mallocManaged(ALIGNMENT)
+        self._held[pointer] = ("workspace", ALIGNMENT)
+        self.used_bytes["workspace"] += ALIGNMENT
+
+    def verify(self) -> int:
+        """Check that every allocation is plain device memory; returns how many were checked.
+
+        Raises DeviceError naming the first that is not.
+        """
+        runtime = self.cupy.cuda.runtime
+        device = runtime.getDevice()
+        for pointer, (purpose, size_bytes) in self._held.items():
+            attributes = runtime.pointerGetAttributes(pointer)
+            if attributes.type != _DEVICE_MEMORY or attributes.device != device:
+                kind = _MEMORY_KINDS.get(attributes.type, str(attributes.type))
+                raise DeviceError(
+                    f"residency: {size_bytes} bytes of {purpose} at {pointer:#x} are {kind} memory "
+                    f"of device {attributes.device}, wanted device memory of device {device}"
+                )
+        return len(self._held)
