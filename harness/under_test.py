@@ -126,6 +126,7 @@ class EngineUnderTest:
             "command": [_without_home(part) for part in self.command],
             "url": options.url or None,
             "image": options.image or None,
+            "sealed": getattr(self.launcher, "sealed", False),
             "digest": self._digest(),
         }
 

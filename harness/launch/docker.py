@@ -67,7 +67,7 @@ class DockerLauncher:
         for attempt in range(1, PORT_ATTEMPTS + 1):
             engine = self._engine(spec)
             try:
-                engine.start()
+                engine.start(sealed=self.options.sealed)
                 engine.await_ready()
             except PortTakenError:
                 engine.stop(timeout_s=0.0)
@@ -85,7 +85,7 @@ class DockerLauncher:
         engine = self._engine(spec)
         started = time.monotonic()
         try:
-            engine.start()
+            engine.start(sealed=self.options.sealed)
             return replace(engine.wait(timeout_s), duration_s=time.monotonic() - started)
         finally:
             engine.stop(timeout_s=0.0)
@@ -95,6 +95,11 @@ class DockerLauncher:
         if self._image is None:
             self._image = find_or_pull(self._client(), self.options.image, self._on_pull)
         return self._image
+
+    @property
+    def sealed(self) -> bool:
+        """Whether every engine runs sealed: one whose seal does not hold is not launched."""
+        return self.options.sealed
 
     @property
     def image_digest(self) -> str:

@@ -67,10 +67,16 @@ class DockerEngine:
         """The digest of the model file that is mounted, computed by the harness."""
         return file_sha256(self.model_path)
 
-    def start(self) -> None:
-        """Run the container, and read back from Docker how it is confined."""
+    def start(self, *, sealed: bool) -> None:
+        """Run the container, and read back from Docker how it is confined.
+
+        LaunchError where a seal was asked for and Docker reports that it does not hold.
+        """
         self._container.start()
         self._confinement = seal(self._container.inspect())
+        if sealed and not self._confinement["sealed"]:
+            broken = [name for name, holds in self._confinement["seal"].items() if not holds]
+            raise LaunchError(f"{self._name()}: the container is not sealed: {', '.join(broken)}")
 
     def await_ready(self) -> None:
         """Return once the engine answers; LaunchError if the container ends or time runs out."""

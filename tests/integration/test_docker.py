@@ -22,7 +22,7 @@ from harness.launch import LaunchSpec
 from harness.launch.docker import ENGINE_COMMAND, DockerLauncher
 from harness.launch.docker_daemon import connect
 from harness.launch.docker_owner import OWNER
-from harness.launch.docker_seal import DockerOptions
+from harness.launch.docker_seal import DockerOptions, confinement
 from harness.observation import Exchange
 
 IMAGE = os.environ.get("HAIKUGATE_DOCKER_IMAGE", "haikugate-engine:ci")
@@ -139,6 +139,18 @@ print(json.dumps(seen))
     assert seen["capabilities"] == ["0" * 16]
     assert seen["new_privileges"] == ["1"]
     assert seen["uid"] != 0
+
+
+def test_a_container_whose_seal_does_not_hold_is_not_launched(
+    launcher: DockerLauncher, client: Any, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = confinement
+    monkeypatch.setattr(
+        "harness.launch.docker.confinement", lambda *asked: {**real(*asked), "cap_drop": []}
+    )
+    with pytest.raises(LaunchError, match="not sealed: no_capabilities"):
+        launcher.launch(script(model, SERVER, "{uds}"))
+    assert not ours(client)
 
 
 def test_exit_code_signal_time_out_and_memory_kill_are_told_apart(
