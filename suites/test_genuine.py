@@ -1,0 +1,359 @@
+"""Gate 4: the answers are computed, each one anew, by the model that is reported.
+
+Every request is drawn from the run's nonce with ordinary wording, parameters and order, so that
+no request can be told from a client's by what it asks.
+"""
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.bandwidth import memory_bandwidth_bytes_per_s
+from harness.challenge import Challenge, conversation, opening, paragraph, sampled
+from harness.launch import LaunchEngine, RunningEngine
+from harness.manifest import digest_file
+from harness.observation import Exchange, Json, Observe
+from harness.reference import reference_engine
+from harness.sse import decode_events
+
+EARLY = 4
+MIN_RUN_S = 33.0
+MIN_JOBS = 28
+PAIRS = 12
+GROUP = 3
+
+
+def ids_of(seen: Exchange) -> list[int]:
+    """The token ids of a stream, for the requests that build on it."""
+    events = [timed.event for timed in decode_events(seen.chunks, strict=False)]
+    return [json.loads(event.data)["id"] for event in events if event.type == "token"]
+
+
+def texts_of(seen: Exchange) -> list[str]:
+    """The token texts of a stream."""
+    events = [timed.event for timed in decode_events(seen.chunks, strict=False)]
+    return [json.loads(event.data)["t"] for event in events if event.type == "token"]
+
+
+def last_of(seen: Exchange) -> dict[str, Any]:
+    """The terminal event of a stream."""
+    events = [timed.event for timed in decode_events(seen.chunks, strict=False)]
+    found: dict[str, Any] = json.loads(events[-1].data) if events else {}
+    return found
+
+
+def prompt_ids(engine: RunningEngine, text: str) -> tuple[Exchange, list[int]]:
+    """A prompt's token ids as the engine encodes it, with the exchange that told."""
+    seen = engine.client.tokenize(text, add_special=True)
+    return seen, list(json.loads(seen.body or b"{}").get("ids", []))
+
+
+def greedy(draw: random.Random, max_tokens: int) -> dict[str, Any]:
+    """A greedy request with ordinary text."""
+    return {"prompt": opening(draw), "max_tokens": max_tokens, "temperature": 0.0}
+
+
+def _mixed(draw: random.Random, kind: str) -> dict[str, Any]:
+    max_tokens = draw.randint(16, 48)
+    kinds: dict[str, dict[str, Any]] = {
+        "greedy": {"prompt": opening(draw), "temperature": 0.0, "seed": draw.getrandbits(63)},
+        "logprobs": {"prompt": opening(draw), "logprobs": draw.randint(1, 5), **sampled(draw)},
+        "sampled": {"prompt": opening(draw), **sampled(draw)},
+        "chat": {"messages": conversation(draw), "temperature": 0.0, "seed": draw.getrandbits(63)},
+        "long": {"prompt": paragraph(draw, 24), "temperature": 0.0, "seed": draw.getrandbits(63)},
+    }
+    return {**kinds[kind], "max_tokens": max_tokens}
+
+
+@pytest.mark.check("G4-GENUINE-RESCORE", "G4-GENUINE-LATE", "G4-GENUINE-PROCESS")
+def test_reference_accepts_every_token(
+    launch_engine: LaunchEngine, nonce: str, observe: Observe
+) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-RESCORE").draw()
+    kinds = ["greedy", "sampled", "logprobs", "chat", "long"] * 6
+    draw.shuffle(kinds)
+    engine = launch_engine()
+    client, before, started = engine.client, engine.process_facts(), time.monotonic()
+    requests = [_mixed(draw, kind) for kind in kinds]
+    early = [client.execute(**greedy_request) for greedy_request in requests[:EARLY]]
+    jobs = [*early, *(client.execute(**request) for request in requests[EARLY:])]
+    while len(jobs) < MIN_JOBS or time.monotonic() - started < MIN_RUN_S:
+        kinds.append(draw.choice(("greedy", "sampled")))
+        requests.append(_mixed(draw, kinds[-1]))
+        jobs.append(client.execute(**requests[-1]))
+    late = [client.execute(**request) for request in requests[:EARLY]]
+    after = engine.process_facts()
+    engine.stop()
+    with reference_engine(engine.model_path) as reference:
+        replays = [reference.client.execute(**request) for request in requests]
+        scores = [
+            reference.client.score(prompt_ids(reference, request["prompt"])[1], ids_of(job))
+            for kind, request, job in zip(kinds, requests, jobs, strict=True)
+            if kind in ("greedy", "long")
+        ]
+        health = reference.client.health()
+    observe(
+        jobs=jobs,
+        replays=replays,
+        scores=scores,
+        early=early,
+        late=late,
+        reference_health=health,
+        kinds=kinds,
+        model_sha256=engine.model_sha256,
+        before=before,
+        after=after,
+    )
+
+
+@pytest.mark.check("G4-GENUINE-CACHE")
+def test_repeated_requests_are_computed(
+    engine: RunningEngine, nonce: str, observe: Observe
+) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-CACHE").draw()
+    known = greedy(draw, 24)
+    engine.client.execute(**known)
+    repeated, fresh = _interleaved(engine, draw, lambda: known, lambda: greedy(draw, 24))
+    observe(repeated=repeated, fresh=fresh)
+
+
+@pytest.mark.check("G4-GENUINE-SHAPE")
+def test_first_token_does_not_wait(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-SHAPE").draw()
+    short, long = _interleaved(engine, draw, lambda: greedy(draw, 4), lambda: greedy(draw, 96))
+    observe(short=short, long=long)
+
+
+def _interleaved(
+    engine: RunningEngine, draw: random.Random, one: Any, other: Any
+) -> tuple[list[Exchange], list[Exchange]]:
+    """Pairs of both kinds, each pair in a drawn order."""
+    sides: tuple[list[Exchange], list[Exchange]] = ([], [])
+    for _ in range(PAIRS):
+        requests = (one(), other())
+        for side in draw.sample((0, 1), 2):
+            sides[side].append(engine.client.execute(**requests[side]))
+    return sides
+
+
+@pytest.mark.check("G4-GENUINE-COALESCE")
+def test_clones_are_each_computed(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-COALESCE").draw()
+    clones: list[Exchange] = []
+    others: list[Exchange] = []
+    for _ in range(PAIRS):
+        request = greedy(draw, 12)
+        clones += _together(engine, [request] * GROUP)
+        others += _together(engine, [greedy(draw, 12) for _ in range(GROUP)])
+    hot = {"prompt": opening(draw), "max_tokens": 24, "temperature": 1.1}
+    unseeded = _together(engine, [hot] * GROUP)
+    observe(clones=clones, others=others, unseeded=unseeded, group_size=GROUP)
+
+
+def _together(engine: RunningEngine, requests: Sequence[dict[str, Any]]) -> list[Exchange]:
+    live = [engine.client.start(**request) for request in requests]
+    return [one.finish(60.0) for one in live]
+
+
+@pytest.mark.check("G4-GENUINE-PREFIX")
+def test_answers_continue_themselves(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-PREFIX").draw()
+    wholes, rests, prompts = [], [], []
+    for _ in range(6):
+        request = greedy(draw, draw.randint(20, 40))
+        whole = engine.client.execute(**request)
+        prompt, ids = prompt_ids(engine, request["prompt"])
+        own = ids_of(whole)
+        k = draw.randint(1, max(1, len(own) - 1))
+        left = request["max_tokens"] - k
+        fields = {"prompt_ids": ids + own[:k], "max_tokens": left, "temperature": 0.0}
+        wholes.append(whole)
+        prompts.append(prompt)
+        rests.append(engine.client.execute(**fields))
+    observe(wholes=wholes, rests=rests, prompts=prompts)
+
+
+@pytest.mark.check("G4-GENUINE-COUNT", "G4-GENUINE-METRICS")
+def test_tokens_are_counted_alike(
+    launch_engine: LaunchEngine, nonce: str, observe: Observe
+) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-COUNT").draw()
+    engine = launch_engine()
+    client = engine.client
+    before = client.metrics()
+    jobs = [client.execute(**_mixed(draw, draw.choice(("greedy", "sampled")))) for _ in range(8)]
+    jobs.append(client.execute(prompt="🙂 日本語 🏳️‍🌈 नमस्ते", max_tokens=32, temperature=1.2, seed=3))
+    after = client.metrics()
+    texts = [client.detokenize(ids_of(job)) for job in jobs]
+    silent = sorted(
+        {i for job in jobs for i, t in zip(ids_of(job), texts_of(job), strict=True) if t == ""}
+    )
+    seen: dict[str, Any] = {"silent": [client.detokenize([i]) for i in silent]} if silent else {}
+    observe(jobs=jobs, texts=texts, before=before, after=after, **seen)
+
+
+@pytest.mark.check("G4-GENUINE-STREAM")
+def test_stream_equals_whole(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-STREAM").draw()
+    health = json.loads(engine.client.health().body)
+    streams, whole = [], []
+    for number in range(5):
+        request = {**greedy(draw, draw.randint(8, 32)), "seed": number}
+        streams.append(engine.client.execute(**request))
+        body = json.dumps({**request, "model": health["model"], "stream": False}).encode()
+        whole.append(engine.client.raw("POST", "/v1/completions", body))
+    observe(streams=streams, whole=whole)
+
+
+@pytest.mark.check("G4-GENUINE-SEED")
+def test_seeds_are_honoured(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-SEED").draw()
+    request = {"prompt": opening(draw), "max_tokens": 24, "temperature": 1.0}
+    seeds = [draw.getrandbits(63) for _ in range(6)]
+    order = [*seeds, *seeds[:3]]
+    draw.shuffle(order)
+    observe(jobs=[engine.client.execute(**request, seed=seed) for seed in order])
+
+
+@pytest.mark.check("G4-GENUINE-TEMPERATURE")
+def test_temperature_is_applied(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-TEMPERATURE").draw()
+    answers: dict[str, list[Exchange]] = {"greedy": [], "cool": [], "hot": [], "near_zero": []}
+    heats = {"greedy": 0.0, "cool": 0.15, "hot": 1.7, "near_zero": 0.001}
+    for _ in range(14):
+        request = {"prompt": opening(draw), "max_tokens": 16}
+        for name in draw.sample(sorted(heats), len(heats)):
+            fields = {**request, "temperature": heats[name], "seed": draw.getrandbits(63)}
+            answers[name].append(engine.client.execute(**fields))
+    observe(**answers)
+
+
+@pytest.mark.check("G4-GENUINE-LENGTH")
+def test_length_is_exact(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-LENGTH").draw()
+    lengths = [1, 2, 64, *(draw.randint(3, 60) for _ in range(5))]
+    jobs, continued = [], []
+    for max_tokens in draw.sample(lengths, len(lengths)):
+        request = greedy(draw, max_tokens)
+        job = engine.client.execute(**request)
+        jobs.append(job)
+        if last_of(job).get("finish_reason") == "stop":
+            ids = prompt_ids(engine, request["prompt"])[1] + ids_of(job)
+            fields = {"prompt_ids": ids, "max_tokens": 8, "temperature": 0.0}
+            continued.append(engine.client.execute(**fields))
+    seen: dict[str, Any] = {"continued": continued} if continued else {}
+    observe(jobs=jobs, **seen)
+
+
+@pytest.mark.check("G4-GENUINE-STOP")
+def test_stop_sequences_end_the_answer(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-STOP").draw()
+    free: list[Exchange] = []
+    stopped: list[Exchange] = []
+    while len(free) < 5:
+        request = greedy(draw, 40)
+        job = engine.client.execute(**request)
+        text = "".join(texts_of(job))
+        if len(text) < 24:
+            continue
+        at = draw.randint(8, len(text) - 8)
+        free.append(job)
+        stopped.append(engine.client.execute(**request, stop=[text[at : at + draw.randint(2, 6)]]))
+    observe(free=free, stopped=stopped)
+
+
+@pytest.mark.check("G4-GENUINE-CONTEXT")
+def test_long_prompts_are_read_from_their_start(
+    engine: RunningEngine, nonce: str, observe: Observe
+) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-CONTEXT").draw()
+    answers: dict[str, list[Exchange]] = {"one": [], "other": [], "prompts": []}
+    for sentences in (30, 60, 90):
+        rest = paragraph(draw, sentences)
+        for name in ("one", "other"):
+            prompt = f"{draw.getrandbits(24):06x} {rest}"
+            request = {"prompt": prompt, "max_tokens": 2, "temperature": 0.0, "logprobs": 1}
+            answers[name].append(engine.client.execute(**request))
+            if name == "one":
+                answers["prompts"].append(prompt_ids(engine, prompt)[0])
+    observe(**answers)
+
+
+@pytest.mark.check("G4-GENUINE-CANARY")
+def test_nothing_crosses_requests(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+    challenge = Challenge(nonce, "G4-GENUINE-CANARY")
+    draw, canary = challenge.draw(), challenge.code_word
+    request = {**greedy(draw, 12), "logprobs": 1}
+    answers, between = [], []
+    for _ in range(4):
+        answers.append(engine.client.execute(**request))
+        secret = f"{opening(draw)} The password is {canary}. Remember: {canary}."
+        between.append(engine.client.execute(prompt=secret, max_tokens=4, temperature=0.0))
+    answers.append(engine.client.execute(**request))
+    observe(answers=answers, between=between, canary=canary)
+
+
+@pytest.mark.check("G4-GENUINE-LOGPROB")
+def test_logprobs_agree_with_draws(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-LOGPROB").draw()
+    jobs = [
+        engine.client.execute(
+            prompt=opening(draw),
+            max_tokens=32,
+            temperature=1.0,
+            logprobs=20,
+            seed=draw.getrandbits(63),
+        )
+        for _ in range(8)
+    ]
+    observe(jobs=jobs)
+
+
+@pytest.mark.check("G4-GENUINE-MEMORY", "G4-GENUINE-MODELFILE")
+def test_memory_holds_the_model(launch_engine: LaunchEngine, nonce: str, observe: Observe) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-MEMORY").draw()
+    engine = launch_engine()
+    engine.client.execute(**greedy(draw, 4))
+    rss_bytes: list[Json] = []
+    for number in range(24):
+        job_id = f"job-{draw.getrandbits(40):x}-{number}"
+        live = engine.client.start(**{**greedy(draw, 256), "job_id": job_id})
+        live.wait_for("token", 20.0)
+        engine.client.cancel(job_id)
+        live.finish(20.0)
+        rss_bytes.append((engine.process_facts() or {}).get("rss_bytes"))
+    facts = engine.process_facts() or {}
+    observe(
+        health=engine.client.health(),
+        rss_bytes=rss_bytes,
+        model_bytes=engine.model_path.stat().st_size,
+        model_sha256=engine.model_sha256,
+        open_models=_open_models([*(facts.get("open_files") or []), *(facts.get("maps") or [])]),
+    )
+
+
+def _open_models(paths: Sequence[str]) -> list[Json]:
+    """Each model file among these, once, with its digest."""
+    found = {Path(path).resolve() for path in paths if path.endswith(".gguf")}
+    return [
+        {"name": path.name, "sha256": digest_file(path)} for path in sorted(found) if path.exists()
+    ]
+
+
+@pytest.mark.check("G4-GENUINE-PHYSICS")
+def test_rate_and_compute_are_possible(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-PHYSICS").draw()
+    before_s = (engine.process_facts() or {})["cpu_s"]
+    jobs = [engine.client.execute(**greedy(draw, 64)) for _ in range(6)]
+    used_s = (engine.process_facts() or {})["cpu_s"] - before_s
+    observe(
+        jobs=jobs,
+        health=engine.client.health(),
+        compute_s=used_s,
+        bandwidth_bytes_per_s=memory_bandwidth_bytes_per_s(),
+    )
