@@ -42,7 +42,7 @@ def finish(session: GateSession, signer: Signer) -> Verdicts:
     context = replace(
         session.context,
         judged_at=datetime.now(UTC),
-        blockers=(*session.context.blockers, *dict.fromkeys(session.blockers)),
+        blockers=(*session.context.blockers, *dict.fromkeys(session.blockers), *_empty(collected)),
     )
     recorded = writer.recorded()
     run = Run(
@@ -59,6 +59,10 @@ def finish(session: GateSession, signer: Signer) -> Verdicts:
     )
     bundle = writer.seal(seal, signer)
     return Verdicts(gate, checks, context, bundle, signer.kind)
+
+
+def _empty(collected: Sequence[Collected]) -> tuple[str, ...]:
+    return () if collected else ("no gate test was collected here: an empty gate fails",)
 
 
 def _collected(records: Sequence[dict[str, Json]]) -> tuple[list[Collected], tuple[str, ...]]:

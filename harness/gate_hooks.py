@@ -213,15 +213,13 @@ class ControllerHooks(WorkerHooks):
             self.session.collected(())
         try:
             verdicts = finish(self.session, self.signer)
-        except HaikugateError as error:
-            self._write(f"\nhaikugate: harness error: {error}\n")
-            session.exitstatus = error.exit_code
+        except Exception as error:  # whatever went wrong, the run must end without a verdict
+            self._write(f"\nhaikugate: harness error: {type(error).__name__}: {error}\n")
+            session.exitstatus = HaikugateError.exit_code
             return
         from harness.summary import render_summary
 
         width, color = self._terminal()
-        if not any(check.tests for check in verdicts.checks):
-            self._write("\nhaikugate: no test of this gate was collected; an empty gate fails.")
         self._write(render_summary(verdicts, width=width, color=color))
         session.exitstatus = 0 if verdicts.gate.holds else 1
         if self.session.interrupted:

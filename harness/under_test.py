@@ -136,9 +136,9 @@ class EngineUnderTest:
 
         if self.options.ours and self.options.launcher != "docker":
             return tree_digest({**package_files("engine"), **package_files("kernels")})
-        image = getattr(self.launcher, "image_digest", None)
-        if image is not None:
-            return str(image)
+        if self.options.launcher == "docker":
+            image = getattr(self.launcher, "image_digest", None)
+            return None if image is None else str(image)
         files = [path for part in self.command if (path := _file_of(part)) is not None]
         return tree_digest({path.name: digest_file(path) for path in files}) if files else None
 
