@@ -52,6 +52,7 @@ def verify(
     ] = None,
     nonce: Annotated[str | None, typer.Option(help="The nonce you gave to the run.")] = None,
     allow_expired: Annotated[bool, typer.Option(help="Accept a bundle over a year old.")] = False,
+    replay: Annotated[bool, typer.Option(help="Ask the reference engine again.")] = False,
 ) -> None:
     """Verify a bundle offline: signatures, every byte, every verdict recomputed."""
     from harness.keys import read_public_key
@@ -60,10 +61,17 @@ def verify(
         public_key=read_public_key(public_key) if public_key else None,
         nonce=nonce,
         allow_expired=allow_expired,
+        replay=_replay if replay else None,
     )
     verification = verify_bundle(bundle, options)
     print_verification(verification, _console())
     raise typer.Exit(0 if verification.holds else 1)
+
+
+def _replay(bundle: BundleReader) -> str:
+    from harness.replay import replay
+
+    return replay(bundle)
 
 
 def report(

@@ -130,7 +130,7 @@ def check_freshness(case: Case) -> str:
 def check_replay(case: Case) -> str:
     """Step 9: with `--replay`, the reference engine re-scores the recorded tokens."""
     if case.options.replay is None:
-        raise NotChecked("not asked for: it needs the reference engine and the model file")
+        raise NotChecked("needs the reference engine and the model file; ask with --replay")
     return case.options.replay(case.bundle)
 
 
