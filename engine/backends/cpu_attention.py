@@ -35,7 +35,15 @@ def head_page_bytes(head_dim: int) -> int:
 def append(instruction, first, end, state_address, scratch):  # type: ignore[no-untyped-def]
     """Write this layer's keys and values to the pages. Unit: a KV head of a token."""
     a, state = as_i64(instruction), as_i64(state_address)
-    k, k_stride, v, v_stride, layer, n_heads, head_dim = a[8], a[9], a[10], a[11], a[12], a[13], a[14]
+    k, k_stride, v, v_stride, layer, n_heads, head_dim = (
+        a[8],
+        a[9],
+        a[10],
+        a[11],
+        a[12],
+        a[13],
+        a[14],
+    )
     pages = as_i64(np.uint64(state[PAGE_TABLE]))
     wide = (head_dim + 15) // 16 * 16
     head_bytes = 4 * PAGE_POSITIONS * (head_dim + wide)
@@ -83,9 +91,17 @@ def attend(instruction, first, end, state_address, scratch):  # type: ignore[no-
             base = pages[page0 + tile // 4] + layer + kv_head * head_bytes
             keys = np.uint64(base + tile % 4 * TILE_BYTES * head_dim)
             if n == 4:
-                multiply_columns(keys, TILE_BYTES, head_dim, (q0, q0 + step, q0 + step + step, q0 + step + step + step), scratch)
+                multiply_columns(
+                    keys,
+                    TILE_BYTES,
+                    head_dim,
+                    (q0, q0 + step, q0 + step + step, q0 + step + step + step),
+                    scratch,
+                )
             elif n == 3:
-                multiply_columns(keys, TILE_BYTES, head_dim, (q0, q0 + step, q0 + step + step), scratch)
+                multiply_columns(
+                    keys, TILE_BYTES, head_dim, (q0, q0 + step, q0 + step + step), scratch
+                )
             elif n == 2:
                 multiply_columns(keys, TILE_BYTES, head_dim, (q0, q0 + step), scratch)
             else:
@@ -118,9 +134,26 @@ def attend(instruction, first, end, state_address, scratch):  # type: ignore[no-
                 count = min(PAGE_POSITIONS, n_keys - done)
                 p0 = scores + np.uint64(4 * done)
                 if n == 4:
-                    multiply_columns(values, 4 * wide, count, (p0, p0 + row_bytes, p0 + row_bytes + row_bytes, p0 + row_bytes + row_bytes + row_bytes), scratch)
+                    multiply_columns(
+                        values,
+                        4 * wide,
+                        count,
+                        (
+                            p0,
+                            p0 + row_bytes,
+                            p0 + row_bytes + row_bytes,
+                            p0 + row_bytes + row_bytes + row_bytes,
+                        ),
+                        scratch,
+                    )
                 elif n == 3:
-                    multiply_columns(values, 4 * wide, count, (p0, p0 + row_bytes, p0 + row_bytes + row_bytes), scratch)
+                    multiply_columns(
+                        values,
+                        4 * wide,
+                        count,
+                        (p0, p0 + row_bytes, p0 + row_bytes + row_bytes),
+                        scratch,
+                    )
                 elif n == 2:
                     multiply_columns(values, 4 * wide, count, (p0, p0 + row_bytes), scratch)
                 else:

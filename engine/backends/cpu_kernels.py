@@ -75,7 +75,10 @@ def rms_norm(instruction, first, end, state_address, scratch):  # type: ignore[n
     eps, whole = np.float32(float_argument(a[15])), a[12] // 8 * 8
     w = as_f32(np.uint64(weight))
     for token in range(first, end):
-        row, target = as_f32(np.uint64(x + token * x_stride)), as_f32(np.uint64(out + token * out_stride))
+        row, target = (
+            as_f32(np.uint64(x + token * x_stride)),
+            as_f32(np.uint64(out + token * out_stride)),
+        )
         total = row_squares(np.uint64(x + token * x_stride), whole, np.float32(0))
         for i in range(whole, n):
             total += row[i] * row[i]
@@ -92,7 +95,10 @@ def layer_norm(instruction, first, end, state_address, scratch):  # type: ignore
     eps, whole = np.float32(float_argument(a[15])), a[12] // 8 * 8
     w, shift = as_f32(np.uint64(weight)), as_f32(np.uint64(bias))
     for token in range(first, end):
-        row, target = as_f32(np.uint64(x + token * x_stride)), as_f32(np.uint64(out + token * out_stride))
+        row, target = (
+            as_f32(np.uint64(x + token * x_stride)),
+            as_f32(np.uint64(out + token * out_stride)),
+        )
         total = 0.0
         for i in range(n):
             total += row[i]
@@ -129,7 +135,14 @@ def linear(kind: int) -> Kernel:
         a = as_i64(instruction)
         n = as_i64(state_address)[N_TOKENS]
         weight, tile_bytes, n_blocks, x, x_stride = a[8], a[9], a[10], a[11], a[12]
-        out, out_stride, n_rows, bias, residual, residual_stride = a[13], a[14], a[15], a[16], a[17], a[18]
+        out, out_stride, n_rows, bias, residual, residual_stride = (
+            a[13],
+            a[14],
+            a[15],
+            a[16],
+            a[17],
+            a[18],
+        )
         sums = as_f32(scratch)
         biases = as_f32(np.uint64(bias))
         for tile in range(first, end):

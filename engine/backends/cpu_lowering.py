@@ -74,7 +74,9 @@ def place_barriers(instructions: Sequence[Instruction]) -> None:
     writes: list[Region] = []
     for one in instructions:
         one.barrier = (
-            _overlap(one.reads, writes) or _overlap(one.writes, writes) or _overlap(one.writes, reads)
+            _overlap(one.reads, writes)
+            or _overlap(one.writes, writes)
+            or _overlap(one.writes, reads)
         )
         if one.barrier:
             reads, writes = [], []

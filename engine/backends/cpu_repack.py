@@ -77,7 +77,9 @@ def _put_word(word: np.uint32, out: Any, at: int) -> None:
 
 
 @native
-def _pack_fields(codes: Any, start: int, low: int, bits: int, n_words: int, out: Any, at: int) -> None:
+def _pack_fields(
+    codes: Any, start: int, low: int, bits: int, n_words: int, out: Any, at: int
+) -> None:
     """Words of `bits`-wide fields: field f of half l of word w is element (32 // n_words)w + 2f + l."""
     per_word = 32 // n_words
     for w in range(n_words):
@@ -132,7 +134,7 @@ def _interleave_floats(layout: Layout, raw: Bytes, out: Bytes) -> None:
     rows = np.ascontiguousarray(raw).view(kind)
     whole, left = divmod(rows.shape[0], TILE_ROWS)
     tiles = out.view(kind).reshape(-1, rows.shape[1], TILE_ROWS)
-    full = rows[: whole * TILE_ROWS].reshape(whole, TILE_ROWS, -1)
+    full = rows[: whole * TILE_ROWS].reshape(whole, TILE_ROWS, rows.shape[1])
     tiles[:whole] = full.transpose(0, 2, 1)
     if left:
         tiles[whole, :, :left] = rows[whole * TILE_ROWS :].T

@@ -226,5 +226,3 @@ def unpack_block(typing: Any, kind, block, out):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(kind, types.uintp, types.uintp), generate
-
-
