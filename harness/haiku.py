@@ -35,6 +35,9 @@ _EXAMPLES: Final = (
     ("forty-two", "needle", "tensor cores now hum", "a thousand kernels take flight"),
     ("six", "barley", "warm silicon glows", "the scheduler counts its blocks"),
     ("thirty-one", "magnet", "registers fill up", "bandwidth flows like morning rain"),
+    ("sixteen", "lizard", "caches hold their breath", "one more block begins to run"),
+    ("zero", "barrel", "pipelines are still", "all the lanes wait for the clock"),
+    ("fifty-four", "cactus", "matrices align", "numbers march in even rows"),
 )
 
 
@@ -71,12 +74,17 @@ def minute_word(minute: int) -> str:
 
 
 def few_shot_prompt(asked: HaikuChallenge) -> str:
-    """A prompt that a small model can go on from: its examples begin with the two words."""
-    lines = ["Haiku about GPU computing. Each one begins with its minute and its code word.", ""]
+    """A prompt that a small model can go on from: each example copies its two words twice."""
+    lines = ["Each haiku about GPU computing begins and ends with its words, copied exactly.", ""]
     for minute, word, first, second in _EXAMPLES:
-        lines += [_head(minute, word), f"{minute} {word},", first, second, ""]
-    lines += [f"Reference: {asked.nonce_code}.", _head(asked.minute_word, asked.code_word), ""]
-    return "\n".join(lines)
+        lines += [
+            _head(minute, word) + f" {minute} {word}",
+            first,
+            f"{second}, {minute} {word}",
+            "",
+        ]
+    head = _head(asked.minute_word, asked.code_word)
+    return "\n".join([*lines, f"Reference: {asked.nonce_code}", head])
 
 
 def chat_prompt(asked: HaikuChallenge) -> str:
@@ -89,4 +97,4 @@ def chat_prompt(asked: HaikuChallenge) -> str:
 
 
 def _head(minute: str, word: str) -> str:
-    return f"Minute: {minute}. Code: {word}. Haiku:"
+    return f"Words: {minute} {word}\nHaiku:"

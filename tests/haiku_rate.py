@@ -1,0 +1,65 @@
+"""Measures how often an honest engine fails the haiku's words: 60 minutes × some nonces.
+
+python -m tests.haiku_rate --nonces 50 [--model PATH] prints JSON lines: attempts, attempts that
+lacked a word, and the runs in which three attempts with fresh nonces all did.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from harness.clients import EngineClient
+from harness.haiku import HaikuChallenge, few_shot_prompt, haiku_challenge
+from harness.launch import LaunchSpec
+from harness.launch.process import ProcessLauncher
+
+ATTEMPTS = 3
+ENGINE = (sys.executable, "-m", "engine.cli", "serve", "--model", "{model}", "--port", "{port}")
+DEFAULT = "~/.cache/haikugate/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def words_come(client: EngineClient, asked: HaikuChallenge) -> tuple[bool, str]:
+    live = client.start(
+        prompt=few_shot_prompt(asked), max_tokens=48, temperature=0.0, seed=asked.seed,
+        stop=["\n\n"], cache_prompt=True,
+    )  # fmt: skip
+    text = ""
+    live.wait_until(lambda event: event.type in ("end", "error"), 60.0)
+    for timed in live.events:
+        if timed.event.type == "token":
+            text += json.loads(timed.event.data)["t"]
+    wanted = (asked.minute_word, asked.code_word)
+    whole = [re.search(rf"(?<![\w-]){re.escape(w)}(?![\w-])", text, re.IGNORECASE) for w in wanted]
+    return all(whole), text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--nonces", type=int, default=50)
+    parser.add_argument("--step", type=int, default=1, help="every n-th minute only")
+    parser.add_argument("--model", default=DEFAULT)
+    options = parser.parse_args()
+    engine = ProcessLauncher().launch(LaunchSpec(ENGINE, Path(options.model).expanduser()))
+    counts = {"runs": 0, "attempts": 0, "attempts_failed": 0, "runs_failed": 0}
+    try:
+        for number in range(options.nonces):
+            for minute in range(0, 60, options.step):
+                counts["runs"] += 1
+                for attempt in range(1, ATTEMPTS + 1):
+                    asked = haiku_challenge(f"nonce {number}", attempt, minute)
+                    come, text = words_come(engine.client, asked)
+                    counts["attempts"] += 1
+                    if come:
+                        break
+                    counts["attempts_failed"] += 1
+                    print(json.dumps([asked.minute_word, asked.code_word, text]), file=sys.stderr)
+                counts["runs_failed"] += not come
+            print(json.dumps(counts), flush=True)
+    finally:
+        engine.stop()
+
+
+if __name__ == "__main__":
+    main()
