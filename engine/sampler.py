@@ -148,7 +148,7 @@ def choose(
 
 
 def log_normalizer(logits: Floats) -> float:
-    """log Σ exp(logit), by which logprobs are logits minus this."""
+    """The log of Σ exp(logit), by which logprobs are logits minus this."""
     top = float(logits.max())
     return top + float(np.log(np.exp(logits - np.float32(top)).sum(dtype=np.float64)))
 

@@ -235,9 +235,7 @@ class CpuRuntime:
     ) -> None:
         """Add tokens to the sequence and keep the logits after the last one."""
         reused = sequence.reuse(token_ids) if sequence.n_tokens == 0 else 0
-        size = 0
-        for _, size in self._chunks(sequence, token_ids[reused:], checkpoint):
-            pass
+        *_, (_, size) = self._chunks(sequence, token_ids[reused:], checkpoint)
         checkpoint()
         sequence.logits = self._run_head(slice(size - 1, size))[0].copy()
 

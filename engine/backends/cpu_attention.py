@@ -6,14 +6,15 @@ a dimension. Positions are summed in ascending order page by page, whatever shar
 """
 
 import numpy as np
+from numba import njit
 
 from engine.backends.cpu_jit import as_f32, as_i64
-from engine.backends.cpu_kernels import (
-    FIRST_POSITION, PAGE_TABLE, float_argument, kernel,
-)  # fmt: skip
+from engine.backends.cpu_kernels import FIRST_POSITION, PAGE_TABLE, float_argument, kernel
 from engine.backends.cpu_layouts import TILE_ROWS
 from engine.backends.cpu_tiles import multiply_columns
 from engine.backends.cpu_vectors import row_exponentials, row_maximum
+
+part = njit(nogil=True, error_model="numpy")
 
 PAGE_POSITIONS = 64
 HEADS_AT_ONCE = 4
@@ -61,106 +62,99 @@ def append(instruction, first, end, state_address, scratch):  # type: ignore[no-
             values[i] = value[i]
 
 
+@part
+def _multiply(w, stride, n_columns, x0, step, n, y):  # type: ignore[no-untyped-def]
+    """multiply_columns for 1 … 4 rows of x, `step` bytes apart."""
+    x1, x2 = x0 + step, x0 + step + step
+    if n == 4:
+        multiply_columns(w, stride, n_columns, (x0, x1, x2, x2 + step), y)
+    elif n == 3:
+        multiply_columns(w, stride, n_columns, (x0, x1, x2), y)
+    elif n == 2:
+        multiply_columns(w, stride, n_columns, (x0, x1), y)
+    else:
+        multiply_columns(w, stride, n_columns, (x0,), y)
+
+
+@part
+def _score(keys, head_dim, q0, n, tile, scores, row_bytes, scratch):  # type: ignore[no-untyped-def]
+    """scores[head][16 positions of a tile] = q · k."""
+    _multiply(keys, TILE_BYTES, head_dim, q0, np.uint64(4 * head_dim), n, scratch)
+    sums = as_f32(scratch)
+    for at in range(n):
+        row = as_f32(scores + np.uint64(at) * row_bytes)
+        for lane in range(TILE_ROWS):
+            row[tile * TILE_ROWS + lane] = sums[at * TILE_ROWS + lane]
+
+
+@part
+def _softmax(address, n_masked, n_keys, n_padded, scale, sink):  # type: ignore[no-untyped-def]
+    """exp(score·scale − maximum) in place, masked positions 0; returns the denominator."""
+    row = as_f32(address)
+    for i in range(n_masked):
+        row[i] = -np.inf
+    for i in range(n_keys, n_padded):
+        row[i] = -np.inf
+    maximum = max(row_maximum(address, n_padded) * scale, sink)
+    total = row_exponentials(address, n_padded, scale, maximum)
+    return total + np.exp(sink - maximum)
+
+
+@part
+def _add_values(out, head_dim, tile, n, is_first, totals, scratch):  # type: ignore[no-untyped-def]
+    """out[head][16 dimensions of a tile] (+)= the sums of one page, over the denominator."""
+    sums = as_f32(scratch)
+    lanes = min(TILE_ROWS, head_dim - tile * TILE_ROWS)
+    for at in range(n):
+        target = as_f32(np.uint64(out + 4 * (at * head_dim + tile * TILE_ROWS)))
+        inverse = np.float32(1) / totals[at]
+        for lane in range(lanes):
+            before = np.float32(0) if is_first else target[lane]
+            target[lane] = before + sums[at * TILE_ROWS + lane] * inverse
+
+
+@part
+def _attend_heads(a, state, token, head, n, scratch):  # type: ignore[no-untyped-def]
+    """`n` query heads of one token that share their keys and values."""
+    layer, group, head_dim, sinks = a[12], a[14], a[15], a[17]
+    scale, row_bytes = np.float32(float_argument(a[18])), np.uint64(4 * a[19])
+    pages = as_i64(np.uint64(state[PAGE_TABLE]))
+    wide = (head_dim + 15) // 16 * 16
+    within = layer + head // group * 4 * PAGE_POSITIONS * (head_dim + wide)
+    position = state[FIRST_POSITION] + token
+    oldest = max(0, position - a[16] + 1)
+    page0 = oldest // PAGE_POSITIONS
+    n_keys = position - page0 * PAGE_POSITIONS + 1
+    n_tiles = (n_keys + 15) // 16
+    q0 = np.uint64(a[10] + token * a[11] + 4 * head * head_dim)
+    out = a[8] + token * a[9] + 4 * head * head_dim
+    scores = scratch + np.uint64(4 * SUMS_FLOATS)
+    for tile in range(n_tiles):
+        keys = pages[page0 + tile // 4] + within + tile % 4 * TILE_BYTES * head_dim
+        _score(np.uint64(keys), head_dim, q0, n, tile, scores, row_bytes, scratch)
+    totals = as_f32(scores + np.uint64(HEADS_AT_ONCE) * row_bytes)
+    for at in range(n):
+        sink = as_f32(np.uint64(sinks))[head + at] if sinks else np.float32(-np.inf)
+        row = scores + np.uint64(at) * row_bytes
+        n_masked = oldest - page0 * PAGE_POSITIONS
+        totals[at] = _softmax(row, n_masked, n_keys, n_tiles * TILE_ROWS, scale, sink)
+    for tile in range(wide // TILE_ROWS):
+        for page in range(page0, position // PAGE_POSITIONS + 1):
+            done = (page - page0) * PAGE_POSITIONS
+            values = pages[page] + within + 4 * PAGE_POSITIONS * head_dim + TILE_BYTES * tile
+            count, p0 = min(PAGE_POSITIONS, n_keys - done), scores + np.uint64(4 * done)
+            _multiply(np.uint64(values), 4 * wide, count, p0, row_bytes, n, scratch)
+            _add_values(out, head_dim, tile, n, page == page0, totals, scratch)
+
+
 @kernel
 def attend(instruction, first, end, state_address, scratch):  # type: ignore[no-untyped-def]
     """Softmax attention of query heads over the pages. Unit: a query head of a token."""
     a, state = as_i64(instruction), as_i64(state_address)
-    out, out_stride, q, q_stride, layer = a[8], a[9], a[10], a[11], a[12]
-    n_heads, group, head_dim, window, sinks = a[13], a[14], a[15], a[16], a[17]
-    scale, row_floats = np.float32(float_argument(a[18])), a[19]
-    pages = as_i64(np.uint64(state[PAGE_TABLE]))
-    wide = (head_dim + 15) // 16 * 16
-    head_bytes = 4 * PAGE_POSITIONS * (head_dim + wide)
-    sums, scores = as_f32(scratch), scratch + np.uint64(4 * SUMS_FLOATS)
-    row_bytes = np.uint64(4 * row_floats)
+    n_heads, group = a[13], a[14]
     unit = first
     while unit < end:
         token, head = unit // n_heads, unit % n_heads
-        kv_head = head // group
-        n = min(HEADS_AT_ONCE, end - unit, (kv_head + 1) * group - head)
+        n = min(HEADS_AT_ONCE, end - unit, (head // group + 1) * group - head)
+        _attend_heads(a, state, token, head, n, scratch)
         unit += n
-        position = state[FIRST_POSITION] + token
-        oldest = max(0, position - window + 1)
-        page0, last_page = oldest // PAGE_POSITIONS, position // PAGE_POSITIONS
-        q0 = np.uint64(q + token * q_stride + 4 * head * head_dim)
-        out0 = out + token * out_stride + 4 * head * head_dim
-        step = np.uint64(4 * head_dim)
-        n_keys = position - page0 * PAGE_POSITIONS + 1
-        n_tiles = (n_keys + 15) // 16
-        for tile in range(n_tiles):
-            base = pages[page0 + tile // 4] + layer + kv_head * head_bytes
-            keys = np.uint64(base + tile % 4 * TILE_BYTES * head_dim)
-            if n == 4:
-                multiply_columns(
-                    keys,
-                    TILE_BYTES,
-                    head_dim,
-                    (q0, q0 + step, q0 + step + step, q0 + step + step + step),
-                    scratch,
-                )
-            elif n == 3:
-                multiply_columns(
-                    keys, TILE_BYTES, head_dim, (q0, q0 + step, q0 + step + step), scratch
-                )
-            elif n == 2:
-                multiply_columns(keys, TILE_BYTES, head_dim, (q0, q0 + step), scratch)
-            else:
-                multiply_columns(keys, TILE_BYTES, head_dim, (q0,), scratch)
-            for at in range(n):
-                row = as_f32(scores + np.uint64(at) * row_bytes)
-                for lane in range(TILE_ROWS):
-                    row[tile * TILE_ROWS + lane] = sums[at * TILE_ROWS + lane]
-        totals = as_f32(scores + np.uint64(HEADS_AT_ONCE) * row_bytes)
-        for at in range(n):
-            address = scores + np.uint64(at) * row_bytes
-            row = as_f32(address)
-            for i in range(oldest - page0 * PAGE_POSITIONS):
-                row[i] = -np.inf
-            for i in range(n_keys, n_tiles * TILE_ROWS):
-                row[i] = -np.inf
-            maximum = row_maximum(address, n_tiles * TILE_ROWS) * scale
-            sink = np.float32(-np.inf)
-            if sinks:
-                sink = as_f32(np.uint64(sinks))[head + at]
-                maximum = max(maximum, sink)
-            total = row_exponentials(address, n_tiles * TILE_ROWS, scale, maximum)
-            totals[at] = total + np.exp(sink - maximum)
-        for tile in range(wide // TILE_ROWS):
-            lanes = min(TILE_ROWS, head_dim - tile * TILE_ROWS)
-            for page in range(page0, last_page + 1):
-                base = pages[page] + layer + kv_head * head_bytes
-                values = np.uint64(base + 4 * PAGE_POSITIONS * head_dim + TILE_BYTES * tile)
-                done = (page - page0) * PAGE_POSITIONS
-                count = min(PAGE_POSITIONS, n_keys - done)
-                p0 = scores + np.uint64(4 * done)
-                if n == 4:
-                    multiply_columns(
-                        values,
-                        4 * wide,
-                        count,
-                        (
-                            p0,
-                            p0 + row_bytes,
-                            p0 + row_bytes + row_bytes,
-                            p0 + row_bytes + row_bytes + row_bytes,
-                        ),
-                        scratch,
-                    )
-                elif n == 3:
-                    multiply_columns(
-                        values,
-                        4 * wide,
-                        count,
-                        (p0, p0 + row_bytes, p0 + row_bytes + row_bytes),
-                        scratch,
-                    )
-                elif n == 2:
-                    multiply_columns(values, 4 * wide, count, (p0, p0 + row_bytes), scratch)
-                else:
-                    multiply_columns(values, 4 * wide, count, (p0,), scratch)
-                for at in range(n):
-                    target = as_f32(np.uint64(out0 + 4 * (at * head_dim + tile * TILE_ROWS)))
-                    inverse = np.float32(1) / totals[at]
-                    for lane in range(lanes):
-                        before = np.float32(0) if page == page0 else target[lane]
-                        target[lane] = before + sums[at * TILE_ROWS + lane] * inverse

@@ -6,7 +6,16 @@ A vector covers 8 rows (`group` 0 or 1 of a tile). See cpu_layouts for the byte 
 from llvmlite import ir
 
 from engine.backends.cpu_jit import (
-    F16, F32, FEATURES, I8, I16, I32, call, constant, load, vector,
+    F16,
+    F32,
+    FEATURES,
+    I8,
+    I16,
+    I32,
+    call,
+    constant,
+    load,
+    vector,
 )  # fmt: skip
 from engine.backends.cpu_layouts import TILE_ROWS, Layout
 

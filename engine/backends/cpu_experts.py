@@ -9,11 +9,14 @@ Memory of the routing, int64 words: [n_active][expert of active i …][start of 
 from functools import cache
 
 import numpy as np
+from numba import carray, njit
 
 from engine.backends.cpu_jit import as_f32, as_i64
 from engine.backends.cpu_kernels import N_TOKENS, Kernel, kernel
 from engine.backends.cpu_layouts import TILE_ROWS
 from engine.backends.cpu_tiles import multiply_tile
+
+part = njit(nogil=True, error_model="numpy")
 
 
 def routing_words(n_experts: int, n_slots: int) -> int:
@@ -21,54 +24,68 @@ def routing_words(n_experts: int, n_slots: int) -> int:
     return 1 + n_experts + n_experts + 1 + 2 * n_slots
 
 
-@kernel
-def choose(instruction, first, end, state_address, scratch):  # type: ignore[no-untyped-def]
-    """The top_k experts of each token by router logit, softmax over the chosen. Unit: everything."""
-    a = as_i64(instruction)
-    logits, stride, n_experts, top_k = a[8], a[9], a[10], a[11]
-    routing, weights = as_i64(np.uint64(a[12])), as_f32(np.uint64(a[13]))
-    n_slots = as_i64(state_address)[N_TOKENS] * top_k
-    experts_at, starts_at = 1, 1 + n_experts
-    slots_at = starts_at + n_experts + 1
-    chosen_at = slots_at + a[14]
-    for token in range(as_i64(state_address)[N_TOKENS]):
-        row = as_f32(np.uint64(logits + token * stride))
-        slot = token * top_k
-        for rank in range(top_k):
-            best = -1
-            for expert in range(n_experts):
-                taken = False
-                for earlier in range(rank):
-                    taken = taken or routing[chosen_at + slot + earlier] == expert
-                if not taken and (best < 0 or row[expert] > row[best]):
-                    best = expert
-            routing[chosen_at + slot + rank] = best
-        top = row[routing[chosen_at + slot]]
-        total = np.float32(0)
-        for rank in range(top_k):
-            weights[slot + rank] = np.exp(row[routing[chosen_at + slot + rank]] - top)
-            total += weights[slot + rank]
-        for rank in range(top_k):
-            weights[slot + rank] /= total
-    n_active = 0
-    filled = 0
+@part
+def _best_expert(row, n_experts, taken, n_taken):  # type: ignore[no-untyped-def]
+    best = -1
+    for expert in range(n_experts):
+        free = True
+        for earlier in range(n_taken):
+            free = free and taken[earlier] != expert
+        if free and (best < 0 or row[expert] > row[best]):
+            best = expert
+    return best
+
+
+@part
+def _choose_for_token(row, n_experts, top_k, slot, routing, chosen, weights):  # type: ignore[no-untyped-def]
+    taken = routing[chosen + slot : chosen + slot + top_k]
+    for rank in range(top_k):
+        taken[rank] = _best_expert(row, n_experts, taken, rank)
+    total = np.float32(0)
+    for rank in range(top_k):
+        weights[slot + rank] = np.exp(row[taken[rank]] - row[taken[0]])
+        total += weights[slot + rank]
+    for rank in range(top_k):
+        weights[slot + rank] /= total
+
+
+@part
+def _list_slots(n_experts, n_slots, routing, chosen):  # type: ignore[no-untyped-def]
+    """Group slots by expert, ascending; see the module's routing memory."""
+    starts, slots = 1 + n_experts, 2 + n_experts + n_experts
+    n_active = filled = 0
     for expert in range(n_experts):
         start = filled
         for slot in range(n_slots):
-            if routing[chosen_at + slot] == expert:
-                routing[slots_at + filled] = slot
+            if routing[chosen + slot] == expert:
+                routing[slots + filled] = slot
                 filled += 1
         if filled > start:
-            routing[experts_at + n_active] = expert
-            routing[starts_at + n_active] = start
+            routing[1 + n_active] = expert
+            routing[starts + n_active] = start
             n_active += 1
-    routing[starts_at + n_active] = filled
+    routing[starts + n_active] = filled
     routing[0] = n_active
+
+
+@kernel
+def choose(instruction, first, end, state_address, scratch):  # type: ignore[no-untyped-def]
+    """The top_k experts of each token, softmax over their router logits. Unit: everything."""
+    a = as_i64(instruction)
+    logits, stride, n_experts, top_k = a[8], a[9], a[10], a[11]
+    weights = as_f32(np.uint64(a[13]))
+    routing = carray(as_i64(np.uint64(a[12])), 2 + 2 * n_experts + 2 * a[14])
+    n_tokens = as_i64(state_address)[N_TOKENS]
+    chosen = 1 + n_experts + n_experts + 1 + a[14]
+    for token in range(n_tokens):
+        row = as_f32(np.uint64(logits + token * stride))
+        _choose_for_token(row, n_experts, top_k, token * top_k, routing, chosen, weights)
+    _list_slots(n_experts, n_tokens * top_k, routing, chosen)
 
 
 @cache
 def expert_linear(kind: int) -> Kernel:
-    """out[slot] = x[slot // share] · weight[expert]ᵀ + bias[expert]. Unit: (active expert, tile)."""
+    """x[slot // share] · weight[expert]ᵀ + bias[expert]. Unit: a tile of an active expert."""
 
     @kernel
     def run(instruction, first, end, state_address, scratch):  # type: ignore[no-untyped-def]

@@ -11,14 +11,16 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import cfunc, types
+from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
 from engine.backends.cpu_jit import KERNEL, as_f32, as_i64
 from engine.backends.cpu_layouts import BY_INDEX, TILE_ROWS
 from engine.backends.cpu_tiles import multiply_tile, unpack_block
 from engine.backends.cpu_vectors import (
-    elementwise, quantize_block, row_squares,
+    elementwise,
+    quantize_block,
+    row_squares,
 )  # fmt: skip
 
 ARGUMENTS = 8
@@ -43,7 +45,7 @@ def float_argument(typing: Any, word):  # type: ignore[no-untyped-def]
 
 @cache
 def embed(kind: int, by_position: bool) -> Kernel:
-    """out[t] (+)= row of a table: a token's embedding, or its learned position. Unit: a token."""
+    """Write (or add) a table row: a token's embedding, or its position. Unit: a token."""
     block = BY_INDEX[kind].block
     block_bytes = BY_INDEX[kind].block_bytes * TILE_ROWS
 
@@ -69,7 +71,7 @@ def embed(kind: int, by_position: bool) -> Kernel:
 
 @kernel
 def rms_norm(instruction, first, end, state_address, scratch):  # type: ignore[no-untyped-def]
-    """out = x / sqrt(mean(x²) + eps) · weight. Unit: a token."""
+    """Write x / sqrt(mean(x²) + eps) · weight. Unit: a token."""
     a = as_i64(instruction)
     out, out_stride, x, x_stride, n, weight = a[8], a[9], a[10], a[11], a[12], a[13]
     eps, whole = np.float32(float_argument(a[15])), a[12] // 8 * 8
@@ -89,7 +91,7 @@ def rms_norm(instruction, first, end, state_address, scratch):  # type: ignore[n
 
 @kernel
 def layer_norm(instruction, first, end, state_address, scratch):  # type: ignore[no-untyped-def]
-    """out = (x − mean) / sqrt(var + eps) · weight + bias. Unit: a token."""
+    """Write (x − mean) / sqrt(var + eps) · weight + bias. Unit: a token."""
     a = as_i64(instruction)
     out, out_stride, x, x_stride, n, weight, bias = a[8], a[9], a[10], a[11], a[12], a[13], a[14]
     eps, whole = np.float32(float_argument(a[15])), a[12] // 8 * 8
@@ -113,7 +115,7 @@ def layer_norm(instruction, first, end, state_address, scratch):  # type: ignore
 
 @kernel
 def quantize(instruction, first, end, state_address, scratch):  # type: ignore[no-untyped-def]
-    """x as int16 blocks of 32. Unit: 8 blocks of a token (the last unit of a token has fewer)."""
+    """Write x as int16 blocks of 32. Unit: at most 8 blocks of a token."""
     a = as_i64(instruction)
     out, out_stride, x, x_stride, n_blocks, per_token = a[8], a[9], a[10], a[11], a[12], a[13]
     for unit in range(first, end):
@@ -126,9 +128,26 @@ def quantize(instruction, first, end, state_address, scratch):  # type: ignore[n
             )
 
 
+@njit(nogil=True, error_model="numpy")
+def write_rows(sums, at, out, bias, residual, row, lanes):  # type: ignore[no-untyped-def]
+    """Write row `at` of a tile's sums to out[row:], plus bias and residual where given (not 0)."""
+    values = as_f32(sums + np.uint64(4 * TILE_ROWS * at))
+    target = as_f32(np.uint64(out + 4 * row))
+    if bias:
+        biases = as_f32(np.uint64(bias + 4 * row))
+        for lane in range(lanes):
+            values[lane] += biases[lane]
+    if residual:
+        other = as_f32(np.uint64(residual + 4 * row))
+        for lane in range(lanes):
+            values[lane] += other[lane]
+    for lane in range(lanes):
+        target[lane] = values[lane]
+
+
 @cache
 def linear(kind: int) -> Kernel:
-    """out = x · weightᵀ (+ bias) (+ residual). Unit: a tile of 16 rows, for all tokens."""
+    """Write x · weightᵀ (+ bias) (+ residual). Unit: a tile of 16 rows, for all tokens."""
 
     @kernel
     def run(instruction, first, end, state_address, scratch):  # type: ignore[no-untyped-def]
@@ -143,8 +162,6 @@ def linear(kind: int) -> Kernel:
             a[17],
             a[18],
         )
-        sums = as_f32(scratch)
-        biases = as_f32(np.uint64(bias))
         for tile in range(first, end):
             w = np.uint64(weight + tile * tile_bytes)
             row = tile * TILE_ROWS
@@ -162,19 +179,11 @@ def linear(kind: int) -> Kernel:
                 else:
                     multiply_tile(kind, w, n_blocks, (x0,), scratch)
                 for at in range(step):
-                    target = as_f32(np.uint64(out + (token + at) * out_stride + 4 * row))
-                    base = at * TILE_ROWS
-                    if bias:
-                        for lane in range(lanes):
-                            sums[base + lane] += biases[row + lane]
-                    if residual:
-                        other = as_f32(
-                            np.uint64(residual + (token + at) * residual_stride + 4 * row)
-                        )
-                        for lane in range(lanes):
-                            sums[base + lane] += other[lane]
-                    for lane in range(lanes):
-                        target[lane] = sums[base + lane]
+                    y, other = token + at, residual + (token + at) * residual_stride
+                    target = out + y * out_stride
+                    if not residual:
+                        other = 0
+                    write_rows(scratch, at, target, bias, other, row, lanes)
                 token += step
 
     return run
@@ -182,7 +191,7 @@ def linear(kind: int) -> Kernel:
 
 @kernel
 def rope_table(instruction, first, end, state_address, scratch):  # type: ignore[no-untyped-def]
-    """cos and sin of position · frequency, the angle rounded to float32. Unit: a token."""
+    """Write cos and sin of position · frequency, the angle rounded to float32. Unit: a token."""
     a, state = as_i64(instruction), as_i64(state_address)
     out, out_stride, frequencies, n = a[8], a[9], as_f32(np.uint64(a[10])), a[11]
     magnitude = float_argument(a[12])
@@ -197,7 +206,7 @@ def rope_table(instruction, first, end, state_address, scratch):  # type: ignore
 
 @kernel
 def rope(instruction, first, end, state_address, scratch):  # type: ignore[no-untyped-def]
-    """Rotate every head of x in place, pairs `step` apart, `stride` between pairs. Unit: a token."""
+    """Rotate every head of x in place, partners `partner` apart. Unit: a token."""
     a = as_i64(instruction)
     x, x_stride, n_heads, head_dim, table, table_stride = a[8], a[9], a[10], a[11], a[12], a[13]
     n, pair_stride, partner = a[14], a[15], a[16]
@@ -213,7 +222,7 @@ def rope(instruction, first, end, state_address, scratch):  # type: ignore[no-un
 
 @cache
 def combine(kind: int) -> Kernel:
-    """out = f(x, y) elementwise, f of cpu_vectors.ELEMENTWISE. Unit: a token."""
+    """Write f(x, y) elementwise, f of cpu_vectors.ELEMENTWISE. Unit: a token."""
 
     @kernel
     def run(instruction, first, end, state_address, scratch):  # type: ignore[no-untyped-def]

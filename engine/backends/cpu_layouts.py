@@ -1,4 +1,4 @@
-"""How weights lie in memory: GGUF's blocks with 16 rows interleaved, the same bits in another order.
+"""How weights lie in memory: GGUF's blocks, 16 rows interleaved, the same bits in another order.
 
 A tile is 16 rows. Within a block of a tile every field comes for all 16 rows before the next field,
 so a vector lane is a row, sums need no horizontal step, and the stream is contiguous. Codes are

@@ -21,8 +21,20 @@ from engine.backends.cpu_memory import CHUNK_TOKENS, Activations
 from engine.backends.cpu_threads import ROW_WORDS
 from engine.backends.cpu_weights import Matrix, Weights
 from engine.program import (
-    Add, AddPosition, Attention, Embed, GatedActivation, Gelu, LayerNorm, Linear,
-    MixtureOfExperts, Op, Program, RmsNorm, Rope, Value,
+    Add,
+    AddPosition,
+    Attention,
+    Embed,
+    GatedActivation,
+    Gelu,
+    LayerNorm,
+    Linear,
+    MixtureOfExperts,
+    Op,
+    Program,
+    RmsNorm,
+    Rope,
+    Value,
 )  # fmt: skip
 
 UNLIMITED = 1 << 40
@@ -210,7 +222,7 @@ class Lowering:
         n = len(op.inverse_frequencies)
         region: Region = (("rope", *key), 0, 1)
         if key not in self._rope_tables:
-            place = (self._memory.extra(region, CHUNK_TOKENS * 8 * n), 8 * n)
+            place = (self._memory.reserve(region, CHUNK_TOKENS * 8 * n), 8 * n)
             self._rope_tables[key] = place
             self._constants.append(np.array(op.inverse_frequencies, np.float32))
             frequencies = address_of(self._constants[-1])
@@ -301,7 +313,7 @@ class _Experts:
         self._op = op
         self._memory = lowering._memory
         self._n_slots = CHUNK_TOKENS * op.top_k
-        extra = self._memory.extra
+        extra = self._memory.reserve
         words = cpu_experts.routing_words(op.n_experts, self._n_slots)
         self._routing = extra("routing", 8 * words)
         self._weights = extra("expert weights", 4 * self._n_slots)
@@ -311,7 +323,7 @@ class _Experts:
 
     def _rows(self, name: str, width: int) -> tuple[int, int]:
         stride = 4 * cpu_attention.padded(width)
-        return self._memory.extra(name, stride * self._n_slots), stride
+        return self._memory.reserve(name, stride * self._n_slots), stride
 
     def emit(self) -> None:
         op, gate, up, act = self._op, *self._hidden
@@ -391,7 +403,10 @@ class _Experts:
         if not matrix.layout.quantized:
             return (*x, (x, 0, 1))
         n_blocks = matrix.columns // X_BLOCK
-        twin = (self._memory.extra("activated twin", 80 * n_blocks * self._n_slots), 80 * n_blocks)
+        twin = (
+            self._memory.reserve("activated twin", 80 * n_blocks * self._n_slots),
+            80 * n_blocks,
+        )
         per_slot = -(-n_blocks // BLOCKS_PER_UNIT)
         arguments = (*twin, *x, n_blocks, per_slot)
         units = per_slot * self._op.top_k

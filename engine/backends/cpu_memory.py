@@ -48,7 +48,7 @@ class Activations:
         twin = self._twins[value]
         return address_of(twin), twin.strides[0]
 
-    def extra(self, name: object, n_bytes: int) -> int:
+    def reserve(self, name: object, n_bytes: int) -> int:
         """The address of more zeroed memory; the same name and size give the same memory."""
         key = (name, n_bytes)
         if key not in self._extra:

@@ -23,7 +23,7 @@ SCALE_FIELDS: dict[str, tuple[tuple[int, int, int], ...]] = {
 
 @native
 def _split_nibbles(block: Any, at: int, codes: Any, to: int, n: int) -> None:
-    """n bytes: low nibbles are the first n elements, high nibbles the next n."""
+    """Of n bytes: low nibbles are the first n elements, high nibbles the next n."""
     for i in range(n):
         codes[to + i] = block[at + i] & 15
         codes[to + n + i] = block[at + i] >> 4
@@ -80,7 +80,7 @@ def _put_word(word: np.uint32, out: Any, at: int) -> None:
 def _pack_fields(
     codes: Any, start: int, low: int, bits: int, n_words: int, out: Any, at: int
 ) -> None:
-    """Words of `bits`-wide fields: field f of half l of word w is element (32 // n_words)w + 2f + l."""
+    """Words of `bits`-wide fields: element (32 // n_words)·w + 2f + l is field f, half l, w."""
     per_word = 32 // n_words
     for w in range(n_words):
         word = np.uint32(0)
@@ -109,7 +109,7 @@ def _pack_part(code_bits: int, codes: Any, start: int, out: Any, at: int) -> Non
 
 @native
 def _repack(raw: Any, out: Any, fields: Any, shape: Any) -> None:
-    """raw [rows, row_bytes] → out [tiles, blocks, 16·block_bytes]; rows past the end stay zero."""
+    """From raw [rows, row_bytes] to out [tiles, blocks, 16·block_bytes]; missing rows stay 0."""
     kind, block_bytes, scale_bytes, part_bytes, code_bits = shape
     codes = np.zeros(256, np.uint8)
     n_rows, n_blocks = raw.shape[0], out.shape[1]

@@ -17,7 +17,13 @@ import numpy as np
 from numba import njit, types
 
 from engine.backends.cpu_jit import (
-    address_of, as_i64, atomic_add, atomic_load, atomic_replace, atomic_store, call_kernel,
+    address_of,
+    as_i64,
+    atomic_add,
+    atomic_load,
+    atomic_replace,
+    atomic_store,
+    call_kernel,
     pause,
 )  # fmt: skip
 
@@ -54,7 +60,9 @@ def _units(row: int, state: int) -> int:
 
 
 @native
-def _take_units(row: int, taken: int, done: int, state: int, scratch: int, job: int, grain: int) -> bool:  # fmt: skip
+def _take_units(
+    row: int, taken: int, done: int, state: int, scratch: int, job: int, grain: int
+) -> bool:
     """Run free units of one instruction until none is left; False if the job is over."""
     units = _units(row, state)
     kernel = np.uint64(as_i64(np.uint64(row))[ADDRESS])
@@ -73,7 +81,7 @@ def _take_units(row: int, taken: int, done: int, state: int, scratch: int, job: 
 
 @native
 def _await(done: int, units: int, job: int) -> bool:
-    """Wait until an instruction is done, yielding after a bounded spin; False if the job is over."""
+    """Wait until an instruction is done, then yielding; False if the job is over."""
     spins = 0
     while True:
         counted = atomic_load(np.uint64(done))

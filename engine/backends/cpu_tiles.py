@@ -15,11 +15,28 @@ from numba.extending import intrinsic
 
 from engine.backends.cpu_codes import GROUPS, PAIRS, ROWS, VF, VI, Block, half_to_float
 from engine.backends.cpu_jit import (
-    F32, FEATURES, I16, I32, I64, call, constant, load, multiply_add, prefetch, splat,
-    store, vector,
+    F32,
+    FEATURES,
+    I16,
+    I32,
+    I64,
+    call,
+    constant,
+    load,
+    multiply_add,
+    prefetch,
+    splat,
+    store,
+    vector,
 )  # fmt: skip
 from engine.backends.cpu_layouts import (
-    BY_INDEX, TILE_ROWS, X_BLOCK_BYTES, X_INTEGER_SUM, X_SCALE, X_SUM, Layout,
+    BY_INDEX,
+    TILE_ROWS,
+    X_BLOCK_BYTES,
+    X_INTEGER_SUM,
+    X_SCALE,
+    X_SUM,
+    Layout,
 )  # fmt: skip
 
 PREFETCH_BYTES = 2048

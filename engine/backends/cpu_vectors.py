@@ -14,7 +14,17 @@ from numba.extending import intrinsic
 
 from engine.backends.cpu_codes import ROWS, VF, VI
 from engine.backends.cpu_jit import (
-    F32, I16, I32, I64, constant, load, multiply_add, pointer, splat, store, vector,
+    F32,
+    I16,
+    I32,
+    I64,
+    constant,
+    load,
+    multiply_add,
+    pointer,
+    splat,
+    store,
+    vector,
 )  # fmt: skip
 from engine.backends.cpu_layouts import X_BLOCK, X_INTEGER_SUM, X_SCALE, X_SUM
 
