@@ -90,7 +90,7 @@ class OpenAIClient:
 
     def _request(self, fields: dict[str, Any]) -> tuple[str, bytes]:
         chat = "messages" in fields
-        asked = {
+        asked: dict[str, Any] = {
             "model": self._model or self._first_model(),
             "stream": True,
             "stream_options": {"include_usage": True},
