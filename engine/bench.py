@@ -209,6 +209,8 @@ _COLUMNS = (
     "bytes_per_token", "gb_per_s", "roofline_percent",
 )  # fmt: skip
 
+_TITLES = ("phase", "tokens", "depth", "tok/s", "best", "±%", "B/token", "GB/s", "% roof")
+
 
 def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
@@ -216,7 +218,7 @@ def _print_table(report: dict[str, Any]) -> None:
 
     ceiling = report["read_ceiling_gb_per_s"]
     title = f"{report['model']} on {report['device']}, loaded in {report['load_s']} s"
-    table = Table(*_COLUMNS, title=title, caption=f"measured memory read: {ceiling} GB/s")
+    table = Table(*_TITLES, title=title, caption=f"measured memory read: {ceiling} GB/s")
     for speed in report["speeds"]:
         table.add_row(*_cells(speed[name] for name in _COLUMNS))
     Console().print(table)
