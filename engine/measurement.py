@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import flops
-from engine.backends import Runtime
+from engine.backends import LoadOptions, Runtime
 from engine.sampler import SamplingParams
 from engine.tokenizer import Tokenizer
 
@@ -28,7 +28,7 @@ class NativeBackend:
         """Load the GGUF file at this path; raises ModelLoadError or InsufficientMemory."""
         from engine.loading import load_model
 
-        loaded = load_model(Path(model), device=options.get("device", "cpu"))
+        loaded = load_model(Path(model), LoadOptions(device=options.get("device", "cpu")))
         self._runtime: Runtime = loaded.runtime
         self._tokenizer: Tokenizer = loaded.tokenizer
 

@@ -83,7 +83,7 @@ def test_ten_thousand_random_ids_give_the_whole_characters_of_their_bytes(
 def test_health_is_fast_while_a_job_decodes(engine: EngineProcess) -> None:
     job = threading.Thread(target=lambda: engine.execute(prompt="Once", max_tokens=200, seed=1))
     job.start()
-    times_ms = []
+    times_ms: list[float] = []
     while job.is_alive() and len(times_ms) < 200:
         begun = time.perf_counter()
         assert engine.client.get("/health").status_code == 200

@@ -14,7 +14,11 @@ from tests.unit.engine_fakes import EOS, ByteTokenizer, FakeRuntime
 
 
 def run(runtime: FakeRuntime, **fields: Any) -> list[Any]:
-    wanted = {"max_tokens": 12, "sampling": SamplingParams(seed=1), "prompt_ids": (1, 2)}
+    wanted: dict[str, Any] = {
+        "max_tokens": 12,
+        "sampling": SamplingParams(seed=1),
+        "prompt_ids": (1, 2),
+    }
     events: list[Any] = []
     request = GenerationRequest(**(wanted | fields))
     generate(runtime, ByteTokenizer(), request, lambda: None, events.append)
