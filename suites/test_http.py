@@ -89,7 +89,11 @@ def test_correlation_ids(engine: RunningEngine, observe: Observe) -> None:
 
 @pytest.mark.check("G1-E2E")
 def test_a_hundred_repeats(engine: RunningEngine, observe: Observe) -> None:
-    observe(runs=[engine.client.execute(**{**GREEDY, "max_tokens": 8}) for _ in range(100)])
+    request = {**GREEDY, "max_tokens": 8}
+    observe(
+        runs=[engine.client.execute(**request) for _ in range(100)],
+        other_prompt=engine.client.execute(**{**request, "prompt": "The capital of France is"}),
+    )
 
 
 @pytest.mark.check("G1-ERRORS")

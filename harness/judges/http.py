@@ -230,6 +230,9 @@ def judge_e2e(observation: Observation, limits: Limits) -> Finding:
     need(len(runs) >= wanted, f"{len(runs)} repeats, wanted {wanted:.0f}")
     ids = identical(runs, "repeats")
     need(bool(ids), "the completion is empty")
+    other = exchange(observation, "other_prompt")
+    need(request(other)["prompt"] != request(runs[0])["prompt"], "the other prompt is the same")
+    need(finished(other).ids != ids, "another prompt gave the same tokens: the prompt is ignored")
     for one in runs:
         stream = read_stream(one)
         cached = (stream.started or {})["cached_tokens"]

@@ -99,7 +99,9 @@ def test_nothing_recorded_is_an_error() -> None:
 
 
 def e2e(*runs: Exchange) -> Any:
-    return judged("G1-E2E", "test_a_hundred_repeats", {"min_repeats": 3}, runs=runs)
+    other = run(["x"], at_ms=50, ids=[8], prompt="another")
+    limits = {"min_repeats": 3}
+    return judged("G1-E2E", "test_a_hundred_repeats", limits, runs=runs, other_prompt=other)
 
 
 def test_repeats_must_be_many_equal_and_uncached() -> None:
@@ -112,6 +114,8 @@ def test_repeats_must_be_many_equal_and_uncached() -> None:
     assert "3 tokens were cached" in e2e(*same[:2], cached).message
     assert "requests themselves differ" in e2e(*same[:2], run(["a"], 9, prompt="q")).message
     assert "job_id stands twice" in e2e(same[0], same[0], same[1]).message
+    canned = tuple(run(["x"], at_ms=i, ids=[8]) for i in range(3))
+    assert "the prompt is ignored" in e2e(*canned).message
 
 
 def rng(test: str, **named: Any) -> Any:
