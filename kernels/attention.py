@@ -12,6 +12,7 @@ from kernels.structure import FLOAT, INT, POINTER, KvCacheStructure, fields
 
 PAGE_TOKENS = 64
 MAX_HEADS_A_BLOCK = 8
+MAX_SPLITS = 256
 RopePairs = Literal["none", "adjacent", "half"]
 _PAIRS = {"none": "NO_ROPE", "adjacent": "ADJACENT", "half": "HALF"}
 
@@ -248,6 +249,10 @@ class Splits:
 
     def pointers(self, shape: AttentionShape) -> tuple[int, int]:
         """Addresses of out and sums; raises KernelArgumentError."""
+        if not 1 <= self.max_splits <= MAX_SPLITS:
+            raise KernelArgumentError(
+                f"max_splits: wanted 1 to {MAX_SPLITS}, got {self.max_splits}"
+            )
         if self.split_keys % PAGE_TOKENS or self.split_keys < PAGE_TOKENS:
             raise KernelArgumentError(
                 f"split_keys: wanted a multiple of {PAGE_TOKENS}, got {self.split_keys}"
@@ -304,4 +309,4 @@ def attention_merge(
         shape.head_dim, shape.window, splits.split_keys, splits.max_splits,
     )  # fmt: skip
     kernel = Kernel("attention_decode.cu", "attention_merge")
-    launcher.launch(kernel, LaunchShape((shape.n_heads, 1), 128), arguments)
+    launcher.launch(kernel, LaunchShape((shape.n_heads, 1), 512), arguments)

@@ -151,6 +151,8 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
   if (thread < HEADS) a.sums[(first_head + thread) * a.max_splits + blockIdx.x] = make_float2(running_max[thread], running_sum[thread]);
 }
 
+constexpr int MOST_SPLITS = 256;
+
 struct AttentionMergeArgs {
   const float* partial;   // [n_heads, max_splits, head_dim]
   const float2* sums;
@@ -160,22 +162,36 @@ struct AttentionMergeArgs {
   int head_dim, window, split_keys, max_splits;
 };
 
-// A block a head, a thread a column.
-ENTRY __launch_bounds__(128) attention_merge(const __grid_constant__ AttentionMergeArgs a) {
+// A block a head: a warp finds the scale of each split, then four groups of 128 threads, a thread a
+// column, sum a quarter of the splits each.
+ENTRY __launch_bounds__(512) attention_merge(const __grid_constant__ AttentionMergeArgs a) {
+  __shared__ float scale[MOST_SPLITS], part[4][128], inverse;
+  const int head = blockIdx.x, d = threadIdx.x & 127, group = threadIdx.x >> 7, position = __ldcg(a.position);
+  const int n_splits = min((position - first_page_key(position, a.window)) / a.split_keys + 1, MOST_SPLITS);
   wait_for_previous_kernel();
   release_next_kernel();
-  const int head = blockIdx.x, d = threadIdx.x, position = __ldcg(a.position);
-  const int n_splits = (position - first_page_key(position, a.window)) / a.split_keys + 1;
   const float2* sums = a.sums + head * a.max_splits;
-  const float sink = a.sinks ? __ldg(a.sinks + head) : NEGATIVE_INFINITY;
-  float best = sink;
-  for (int s = 0; s < n_splits; s++) best = fmaxf(best, __ldcg(sums + s).x);
-  float total = a.sinks ? __expf(sink - best) : 0.f, v = 0;
-  for (int s = 0; s < n_splits; s++) {
-    const float2 ms = __ldcg(sums + s);
-    const float e = __expf(ms.x - best);
-    total += e * ms.y;
-    if (d < a.head_dim) v += e * __ldcg(a.partial + ((u64)head * a.max_splits + s) * a.head_dim + d);
+  if (threadIdx.x < 32) {
+    const float sink = a.sinks ? __ldg(a.sinks + head) : NEGATIVE_INFINITY;
+    float best = sink, total = 0;
+    for (int s = threadIdx.x; s < n_splits; s += 32) best = fmaxf(best, __ldcg(sums + s).x);
+    best = warp_max(best);
+    for (int s = threadIdx.x; s < n_splits; s += 32) {
+      const float2 ms = __ldcg(sums + s);
+      scale[s] = __expf(ms.x - best);
+      total += scale[s] * ms.y;
+    }
+    total = warp_sum(total) + (a.sinks ? __expf(sink - best) : 0.f);
+    if (threadIdx.x == 0) inverse = 1.f / total;
   }
-  if (d < a.head_dim) a.out[head * a.head_dim + d] = v / total;
+  __syncthreads();
+  float v = 0;
+  if (d < a.head_dim) {
+    const float* partial = a.partial + (u64)head * a.max_splits * a.head_dim + d;
+#pragma unroll 8
+    for (int s = group; s < n_splits; s += 4) v += scale[s] * __ldcg(partial + s * a.head_dim);
+  }
+  part[group][d] = v;
+  __syncthreads();
+  if (group == 0 && d < a.head_dim) a.out[head * a.head_dim + d] = (part[0][d] + part[1][d] + part[2][d] + part[3][d]) * inverse;
 }

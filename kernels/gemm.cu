@@ -4,9 +4,9 @@
 //             out[j] = act(gate, up)
 //   grouping  DENSE; EXPERT_IN: row i of expert e is token entries[i] / chosen, result in sorted row i;
 //             EXPERT_OUT: row i of x is sorted row i, result · weights[entry] in float row `entry`
-// A block makes 128 x 128 of out with 8 warps (64 x 32 each), 64 of k a step: x by cp.async in three
-// stages, weights through registers in two. Every sum runs over k in order, whatever m is.
-// Grid: x over m (experts: over their 128-row parts), y over n.
+// A block makes BM x 128 of out with 8 warps (BM 128: 64 x 32 each; BM 32: 32 x 16), 64 of k a step: x by
+// cp.async in three stages; weights through registers, AHEAD steps early, to two stages. Every sum runs
+// over k in order, whatever m and BM are. Grid: x over m (experts: over their parts of BM), y over n.
 #include "dequantize.cuh"
 
 enum Epilogue { STORE, ADD, SILU, CLAMPED };
@@ -25,8 +25,7 @@ struct GemmArgs {
   int m, n, k, tile_rows, out_stride, n_experts, chosen;
 };
 
-constexpr int BM = 128, BN = 128, BK = 64, THREADS = 256, A_STAGES = 3;
-constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2;
+constexpr int MAX_EXPERTS = 256, BN = 128, BK = 64, A_STAGES = 3, B_BYTES = BN * BK * 2;
 
 INLINE u32 swizzled(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
 
@@ -38,16 +37,21 @@ INLINE float gated(float gate, float up) {
   return gate / (1.f + __expf(-1.702f * gate)) * (up + 1.f);
 }
 
-template <int T, int EPILOGUE, int GROUPING>
+template <int T, int EPILOGUE, int GROUPING, int BM>
 INLINE void gemm(const GemmArgs& a) {
   extern __shared__ __align__(128) u8 shared[];
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-  const int warp_m = (warp & 1) * 64, warp_n = (warp >> 1) * 32;
+  constexpr int A_BYTES = BM * BK * 2, WM = BM == 128 ? 64 : 32, WN = BM == 128 ? 32 : 16, MI = WM / 16, NI = WN / 8;
+  constexpr int AHEAD = BM == 128 ? 1 : 4, COPIES = BM / 32;
+  const int warp_m = BM == 128 ? (warp & 1) * 64 : 0, warp_n = (BM == 128 ? warp >> 1 : warp) * WN;
   int row_begin = blockIdx.x * BM, row_end = a.m, expert = 0;
   if (GROUPING != DENSE) {
+    __shared__ int first_row[MAX_EXPERTS + 1];
+    for (int e = thread; e <= a.n_experts; e += 256) first_row[e] = __ldg(a.first_row + e);
+    __syncthreads();
     int part = blockIdx.x;
     for (expert = 0; expert < a.n_experts; expert++) {
-      const int begin = __ldg(a.first_row + expert), end = __ldg(a.first_row + expert + 1);
+      const int begin = first_row[expert], end = first_row[expert + 1];
       const int parts = (end - begin + BM - 1) / BM;
       if (part < parts) {
         row_begin = begin + part * BM, row_end = end;
@@ -60,10 +64,10 @@ INLINE void gemm(const GemmArgs& a) {
   const int column_begin = blockIdx.y * BN, steps = (a.k + BK - 1) / BK;
   const u8* tiles = a.tiles + (GROUPING == DENSE ? 0 : (u64)expert * a.expert_bytes);
 
-  const u16* sources[4];
-  bool source_valid[4];
+  const u16* sources[COPIES];
+  bool source_valid[COPIES];
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < COPIES; i++) {
     int row = row_begin + (thread >> 3) + 32 * i;
     source_valid[i] = row < row_end;
     row = source_valid[i] ? row : row_begin;
@@ -75,7 +79,7 @@ INLINE void gemm(const GemmArgs& a) {
       u8* stage = shared + (step % A_STAGES) * A_BYTES;
       const bool inside = step * BK + (thread & 7) * 8 < a.k;
 #pragma unroll
-      for (int i = 0; i < 4; i++)
+      for (int i = 0; i < COPIES; i++)
         copy16(stage + swizzled((thread >> 3) + 32 * i, thread & 7), inside ? sources[i] + step * BK : a.x, source_valid[i] && inside);
     }
     copy_commit();
@@ -83,12 +87,12 @@ INLINE void gemm(const GemmArgs& a) {
   const int weight_row = thread >> 1, weight_block = thread & 1, weight_n = column_begin + weight_row;
   const u8* tile = tiles + (u64)(weight_n / a.tile_rows) * tile_bytes(T, a.tile_rows, a.k);
   const int tile_slot = weight_n % a.tile_rows;
-  RawBlock raw;
-  auto fetch_weights = [&](int step) {
+  RawBlock raws[AHEAD];
+  auto fetch_weights = [&](int step, RawBlock& raw) {
     const int block = step * 2 + weight_block;
     if (weight_n < a.n && block * 32 < a.k) raw = load_block<T>(tile, a.tile_rows, a.k, tile_slot, block);
   };
-  auto store_weights = [&](int step) {
+  auto store_weights = [&](int step, const RawBlock& raw) {
     u32 half[16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     if (weight_n < a.n && (step * 2 + weight_block) * 32 < a.k) dequantize_half<T>(raw, half);
     u8* stage = shared + A_STAGES * A_BYTES + (step & 1) * B_BYTES;
@@ -97,44 +101,53 @@ INLINE void gemm(const GemmArgs& a) {
       *(uint4*)(stage + swizzled(weight_row, weight_block * 4 + i)) = make_uint4(half[4 * i], half[4 * i + 1], half[4 * i + 2], half[4 * i + 3]);
   };
 
-  float acc[4][4][4];
+  float acc[MI][NI][4];
 #pragma unroll
-  for (int i = 0; i < 4; i++)
+  for (int i = 0; i < MI; i++)
 #pragma unroll
-    for (int j = 0; j < 4; j++)
+    for (int j = 0; j < NI; j++)
 #pragma unroll
       for (int c = 0; c < 4; c++) acc[i][j][c] = 0;
 
-  fetch_weights(0);
+  // raws[s % AHEAD] holds the blocks of step s, from when step s - AHEAD is stored until s is
+  fetch_weights(0, raws[0]);
   fetch_x(0);
   fetch_x(1);
-  store_weights(0);
+  store_weights(0, raws[0]);
+#pragma unroll
+  for (int s = 1; s < AHEAD; s++) fetch_weights(s, raws[s]);
+  if (AHEAD > 1) fetch_weights(AHEAD, raws[0]);
   copy_wait<1>();
   __syncthreads();
-  for (int step = 0; step < steps; step++) {
-    if (step + 1 < steps) fetch_weights(step + 1);
+  auto advance = [&](int step, RawBlock& raw) {
+    if (AHEAD == 1) fetch_weights(step + 1, raw);
     fetch_x(step + 2);
     const u32 stage_a = shared_address(shared + (step % A_STAGES) * A_BYTES);
     const u32 stage_b = shared_address(shared + A_STAGES * A_BYTES + (step & 1) * B_BYTES);
 #pragma unroll
     for (int kk = 0; kk < BK / 16; kk++) {
-      u32 fa[4][4], fb[2][4];
+      u32 fa[MI][4], fb[NI / 2][4];
 #pragma unroll
-      for (int i = 0; i < 4; i++) load_matrix4(fa[i], stage_a + swizzled(warp_m + i * 16 + (lane & 15), kk * 2 + (lane >> 4)));
+      for (int i = 0; i < MI; i++) load_matrix4(fa[i], stage_a + swizzled(warp_m + i * 16 + (lane & 15), kk * 2 + (lane >> 4)));
 #pragma unroll
-      for (int j = 0; j < 2; j++) load_matrix4(fb[j], stage_b + swizzled(warp_n + j * 16 + (lane & 7) + ((lane >> 4) << 3), kk * 2 + (lane >> 3 & 1)));
+      for (int j = 0; j < NI / 2; j++) load_matrix4(fb[j], stage_b + swizzled(warp_n + j * 16 + (lane & 7) + ((lane >> 4) << 3), kk * 2 + (lane >> 3 & 1)));
 #pragma unroll
-      for (int i = 0; i < 4; i++)
+      for (int i = 0; i < MI; i++)
 #pragma unroll
-        for (int j = 0; j < 4; j++) mma16816(acc[i][j], fa[i], fb[j >> 1][(j & 1) * 2], fb[j >> 1][(j & 1) * 2 + 1]);
+        for (int j = 0; j < NI; j++) mma16816(acc[i][j], fa[i], fb[j >> 1][(j & 1) * 2], fb[j >> 1][(j & 1) * 2 + 1]);
     }
-    if (step + 1 < steps) store_weights(step + 1);
+    if (step + 1 < steps) store_weights(step + 1, raw);
+    if (AHEAD > 1) fetch_weights(step + 1 + AHEAD, raw);
     copy_wait<1>();
     __syncthreads();
-  }
+  };
+  for (int step = 0; step < steps; step += AHEAD)
+#pragma unroll
+    for (int s = 0; s < AHEAD; s++)
+      if (step + s < steps) advance(step + s, raws[(s + 1) % AHEAD]);
 
 #pragma unroll
-  for (int i = 0; i < 4; i++)
+  for (int i = 0; i < MI; i++)
 #pragma unroll
     for (int upper = 0; upper < 2; upper++) {
       const int sorted = row_begin + warp_m + i * 16 + (lane >> 2) + upper * 8;
@@ -143,7 +156,7 @@ INLINE void gemm(const GemmArgs& a) {
       float weight = 1.f;
       if (GROUPING == EXPERT_OUT) row = __ldg(a.entries + sorted), weight = __ldg(a.routing + row);
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
+      for (int j = 0; j < NI; j++) {
         const int column = column_begin + warp_n + j * 8 + 2 * (lane & 3);
         float v0 = acc[i][j][upper * 2], v1 = acc[i][j][upper * 2 + 1];
         if (a.bias) {

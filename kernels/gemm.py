@@ -14,8 +14,11 @@ from kernels.structure import INT, POINTER, U64, fields
 
 GemmEpilogue = Literal["STORE", "ADD", "SILU", "CLAMPED"]
 Grouping = Literal["DENSE", "EXPERT_IN", "EXPERT_OUT"]
-_TILE = 128
-_SHARED_BYTES = 3 * 128 * 64 * 2 + 2 * 128 * 64 * 2
+_COLUMNS = 128
+_FEW_ROWS = 32
+_MANY_ROWS = 128
+_SHARED_BYTES = {rows: 3 * rows * 64 * 2 + 2 * _COLUMNS * 64 * 2 for rows in (32, 128)}
+_ROUTER_ROWS = 64
 
 
 class GemmArguments(ctypes.Structure):
@@ -44,14 +47,16 @@ class GemmVariant:
     type: str
     epilogue: GemmEpilogue
     grouping: Grouping = "DENSE"
+    block_rows: int = _MANY_ROWS
 
     @property
     def kernel(self) -> Kernel:
         """The kernel of this variant."""
-        entry = f"gemm_{self.type}_{self.epilogue}_{self.grouping}"
+        entry = f"gemm_{self.type}_{self.epilogue}_{self.grouping}_{self.block_rows}"
+        parameters = f"{self.type}, {self.epilogue}, {self.grouping}, {self.block_rows}"
         code = (
             f"ENTRY __launch_bounds__(256, 2) {entry}(const __grid_constant__ GemmArgs a) "
-            f"{{ gemm<{self.type}, {self.epilogue}, {self.grouping}>(a); }}"
+            f"{{ gemm<{parameters}>(a); }}"
         )
         return Kernel("gemm.cu", entry, code)
 
@@ -76,8 +81,10 @@ def gemm(
         **_matrix_arguments(matrix),
         m=m,
     )
-    shape = LaunchShape((-(-m // _TILE), -(-matrix.rows // _TILE)), 256, _SHARED_BYTES)
-    launcher.launch(GemmVariant(matrix.type, epilogue).kernel, shape, arguments)
+    rows = _FEW_ROWS if m <= 2 * _FEW_ROWS else _MANY_ROWS
+    grid = (-(-m // rows), -(-matrix.rows // _COLUMNS))
+    variant = GemmVariant(matrix.type, epilogue, "DENSE", rows)
+    launcher.launch(variant.kernel, LaunchShape(grid, 256, _SHARED_BYTES[rows]), arguments)
 
 
 def _matrix_arguments(matrix: PackedMatrix) -> dict[str, int]:
@@ -136,10 +143,10 @@ def grouped_gemm(launcher: Launcher, x: DeviceArray, out: DeviceArray, spec: Gro
         n_experts=matrix.n_experts,
         chosen=routing.chosen,
     )
-    parts = min(entries, entries // _TILE + matrix.n_experts)
-    shape = LaunchShape((parts, -(-matrix.rows // _TILE)), 256, _SHARED_BYTES)
-    variant = GemmVariant(matrix.type, spec.epilogue, spec.grouping)
-    launcher.launch(variant.kernel, shape, arguments)
+    rows = _FEW_ROWS if entries <= 2 * _FEW_ROWS * matrix.n_experts else _MANY_ROWS
+    grid = (min(entries, entries // rows + matrix.n_experts), -(-matrix.rows // _COLUMNS))
+    variant = GemmVariant(matrix.type, spec.epilogue, spec.grouping, rows)
+    launcher.launch(variant.kernel, LaunchShape(grid, 256, _SHARED_BYTES[rows]), arguments)
 
 
 def gemm_float(
@@ -164,6 +171,10 @@ def gemm_float(
         require("bias", bias, "f32", (matrix.rows,)) if bias else 0,
         m, matrix.rows, matrix.k, matrix.padded_k, matrix.tile_rows, x.stride, out.stride, int(add),
     )  # fmt: skip
+    if matrix.rows <= _ROUTER_ROWS and matrix.type == "F32":
+        rows_shape = LaunchShape((-(-m // 4), 1), 256)
+        launcher.launch(Kernel("gemm_float.cu", "router_float"), rows_shape, arguments)
+        return
     kernel = Kernel("gemm_float.cu", f"gemm_float_{matrix.type}")
     shape = LaunchShape((-(-m // 64), -(-matrix.rows // 64)), 256)
     launcher.launch(kernel, shape, arguments)

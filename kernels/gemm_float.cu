@@ -1,6 +1,7 @@
 // Linear over float32, float16 or bfloat16 weights (routers, small exact models): plain float32.
 //   out[m, n] (+)= x[m, k] · weight[n, k]ᵀ + bias
-// A block makes 64 x 64 of out, a thread 4 x 4, 16 of k a step. Grid: x over m, y over n.
+// gemm_float:   a block makes 64 x 64 of out, a thread 4 x 4, 16 of k a step. Grid: x over m, y over n.
+// router_float: few float32 rows of weights; a block four rows of x, a warp every eighth weight row.
 #include "tile.cuh"
 
 struct GemmFloatArgs {
@@ -53,6 +54,34 @@ INLINE void gemm_float(const GemmFloatArgs& a) {
       const float v = acc[i][j] + (a.bias ? __ldg(a.bias + column) : 0.f);
       *out = a.add ? *out + v : v;
     }
+}
+
+ENTRY __launch_bounds__(256) router_float(const __grid_constant__ GemmFloatArgs a) {
+  constexpr int ROWS = 4;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, m0 = blockIdx.x * ROWS;
+  const float4* x[ROWS];
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) x[r] = (const float4*)(a.x + (u64)min(m0 + r, a.m - 1) * a.x_stride);
+  for (int row = warp; row < a.n; row += 8) {
+    const u8* tile = a.tiles + (u64)(row / a.tile_rows) * tile_bytes(F32, a.tile_rows, a.padded_k);
+    const float4* weights = (const float4*)(tile + (row % a.tile_rows) * quant_bytes(F32, a.padded_k));
+    float acc[ROWS] = {};
+#pragma unroll 4
+    for (int c = lane; c < a.k / 4; c += 32) {
+      const float4 w = __ldg(weights + c);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        const float4 v = x[r][c];
+        acc[r] += w.x * v.x + w.y * v.y + w.z * v.z + w.w * v.w;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      const float v = warp_sum(acc[r]) + (a.bias ? __ldg(a.bias + row) : 0.f);
+      float* out = a.out + (u64)(m0 + r) * a.out_stride + row;
+      if (lane == 0 && m0 + r < a.m) *out = a.add ? *out + v : v;
+    }
+  }
 }
 
 ENTRY __launch_bounds__(256) gemm_float_F32(const __grid_constant__ GemmFloatArgs a) { gemm_float<F32>(a); }

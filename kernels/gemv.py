@@ -38,11 +38,39 @@ class GemvArguments(ctypes.Structure):
 
 @dataclass(frozen=True)
 class GemvTuning:
-    """Rows a tile, warps a block, ring slots a warp."""
+    """Rows a tile, warps a block, ring slots a warp.
+
+    `least_shared_bytes` over half of a multiprocessor's keeps two blocks of one launch off it.
+    """
 
     tile_rows: int
     warps: int
     slots: int
+    least_shared_bytes: int = 0
+
+
+TUNED_SHARED_BYTES = 227 << 10
+_OVER_HALF = 116 << 10
+TUNED = {
+    ("Q5_0", 1152, 896): GemvTuning(2, 8, 1, _OVER_HALF),
+    ("Q8_0", 1152, 896): GemvTuning(2, 8, 1, _OVER_HALF),
+    ("Q5_0", 896, 896): GemvTuning(2, 10, 1, _OVER_HALF),
+    ("Q5_0", 9728, 896): GemvTuning(4, 20, 1, _OVER_HALF),
+    ("Q4_K", 896, 4864): GemvTuning(1, 16, 1),
+    ("Q6_K", 896, 4864): GemvTuning(1, 20, 1),
+    ("Q8_0", 151936, 896): GemvTuning(4, 16, 1),
+    ("Q5_K", 9216, 3072): GemvTuning(2, 12, 2, _OVER_HALF),
+    ("Q4_K", 3072, 3072): GemvTuning(4, 24, 1, _OVER_HALF),
+    ("Q4_K", 16384, 3072): GemvTuning(4, 20, 1, _OVER_HALF),
+    ("Q6_K", 3072, 8192): GemvTuning(1, 24, 1, _OVER_HALF),
+    ("Q6_K", 32064, 3072): GemvTuning(2, 16, 1, _OVER_HALF),
+    ("Q8_0", 5120, 2880): GemvTuning(4, 14, 1),
+    ("Q8_0", 2880, 4096): GemvTuning(2, 20, 1, _OVER_HALF),
+    ("MXFP4", 23040, 2880): GemvTuning(2, 16, 2, _OVER_HALF),
+    ("MXFP4", 11520, 2880): GemvTuning(2, 16, 2),
+    ("Q8_0", 201088, 2880): GemvTuning(1, 24, 2, _OVER_HALF),
+}
+"""Best of a random search over whole decode steps on an H200, by (type, rows of a launch, k)."""
 
 
 def staged_bytes(type_name: str, k: int) -> int:
@@ -60,6 +88,9 @@ def shared_bytes(tuning: GemvTuning, slot_bytes: int, activation: int) -> int:
 
 def preferred_tile_rows(type_name: str, rows: int, k: int, *, gated: bool = False) -> int:
     """Tile height for a matrix: short tiles where rows are long or few; gated pairs need two."""
+    tuned = TUNED.get((type_name, rows, k))
+    if tuned:
+        return tuned.tile_rows
     row_bytes = tile_bytes(type_name, 1, k)
     wanted = 4 if row_bytes * 4 <= _TILE_TARGET_BYTES else 2 if row_bytes <= 2600 else 1
     if rows < 132 * 24:
@@ -74,6 +105,9 @@ def choose_tuning(
 ) -> GemvTuning:
     """Warps and slots that keep many bytes in flight within shared memory, for `n_rows` in all."""
     tile_rows = matrices[0].tile_rows
+    tuned = TUNED.get((matrices[0].type, n_rows, k))
+    if tuned and tuned.tile_rows == tile_rows and limits.shared_bytes >= TUNED_SHARED_BYTES:
+        return tuned
     slot = max(tile_bytes(m.type, tile_rows, k) for m in matrices)
     tiles_a_block = -(-n_rows // tile_rows // limits.n_multiprocessors) or 1
     budget = limits.shared_bytes - staged_bytes(matrices[0].type, k) - 8192
@@ -285,6 +319,7 @@ class Gemv:
             tile_bytes(s.matrix.type, self.tuning.tile_rows, self.matrix.k) for s in self.segments
         )
         size = shared_bytes(self.tuning, slot, staged_bytes(self.matrix.type, self.matrix.k))
+        size = max(size, self.tuning.least_shared_bytes)
         if size > launcher.limits.shared_bytes:
             raise KernelArgumentError(
                 f"{self.kernel.entry}: wanted {size} bytes of shared memory, "

@@ -3,7 +3,10 @@
 // so sums do not depend on their order. The draw is Philox4x32-10 keyed by (seed, token index), 53 bits;
 // the token is the first id, ascending, whose cumulative weight exceeds draw · total.
 //   mark_seen: note token ids for the repetition penalty.
-// One block of 1024 threads: strided over ids for counts, a run of consecutive ids each for the draw.
+//   sample_mass: weight of each of n_best slabs of consecutive ids, for draws without top-k and top-p. A
+//                block a slab; does nothing for other requests.
+//   sample:      one block of 1024 threads: strided over ids for counts, a run of consecutive ids each
+//                (of the slab drawn, where slabs were weighed) for the draw.
 #include "device.cuh"
 
 struct SampleParameters {
@@ -23,6 +26,7 @@ struct SampleArgs {
   const SampleParameters* parameters;
   SampleState* state;
   const int* ids;               // mark_seen
+  u64* slab_mass;               // [n_best]
   int vocab, n_best, n_ids;
 };
 
@@ -155,10 +159,38 @@ INLINE void block_best(float& value, int& id, u64* scratch) {
   __syncthreads();
 }
 
+INLINE bool weighs_slabs(const SampleParameters& p) { return p.temperature > 0.f && p.top_k <= 0 && p.top_p >= 1.f && p.penalty == 1.f; }
+INLINE int slab_size(const SampleArgs& a) { return (a.vocab + a.n_best - 1) / a.n_best; }
+
+// First the slab, then the id in it: the same id as one cumulative sum over all would give.
+INLINE int draw_by_slab(Choice& c, u64 random, u64* scratch, int* found) {
+  const int slab = threadIdx.x, size = slab_size(c.a);
+  u64 mine = slab < c.a.n_best ? __ldcg(c.a.slab_mass + slab) : 0, total, slab_total;
+  u64 upto = block_scan(mine, scratch, &total);
+  const u64 target = __umul64hi(random << 11, total);
+  __shared__ u64 before;
+  __shared__ int chosen;
+  if (threadIdx.x == 0) before = 0, chosen = 0;
+  __syncthreads();
+  if (upto - mine <= target && target < upto) before = upto - mine, chosen = slab;
+  __syncthreads();
+  for (int base = chosen * size; base < min((chosen + 1) * size, c.a.vocab); base += THREADS) {
+    const int id = base + threadIdx.x;
+    mine = id < min((chosen + 1) * size, c.a.vocab) ? c.mass(id) : 0;
+    upto = before + block_scan(mine, scratch, &slab_total);
+    if (upto - mine <= target && target < upto) *found = id;
+    __syncthreads();
+    if (threadIdx.x == 0) before += slab_total;
+    __syncthreads();
+  }
+  return *found;
+}
+
 INLINE int draw(Choice& c, u64 random, u64* bins, u64* scratch, int* found) {
   if (c.p.top_k > 0 && c.p.top_k < c.a.vocab) cut<true>(c, c.p.top_k, bins, scratch, found);
   const int per = (c.a.vocab + THREADS - 1) / THREADS, begin = threadIdx.x * per, end = min(begin + per, c.a.vocab);
   u64 mine = 0, total;
+  c.least_weight = 0.f;
   if (c.p.top_p < 1.f) {
     for (int id = threadIdx.x; id < c.a.vocab; id += THREADS) mine += c.mass(id);
     block_scan(mine, scratch, &total);
@@ -178,6 +210,34 @@ INLINE int draw(Choice& c, u64 random, u64* bins, u64* scratch, int* found) {
   }
   __syncthreads();
   return *found;
+}
+
+ENTRY __launch_bounds__(256) sample_mass(const __grid_constant__ SampleArgs a) {
+  __shared__ u64 sums[8];
+  __shared__ float top;
+  const SampleParameters p = *a.parameters;
+  wait_for_previous_kernel();
+  release_next_kernel();
+  if (!weighs_slabs(p)) return;
+  if (threadIdx.x < 32) {
+    float value = NEGATIVE_INFINITY;
+    for (int i = threadIdx.x; i < a.n_best; i += 32) value = fmaxf(value, __ldcg(a.best_value + i));
+    value = warp_max(value);
+    if (threadIdx.x == 0) top = value;
+  }
+  __syncthreads();
+  const Choice choice{a, p, top, 0, a.vocab, p.min_p};
+  const int size = slab_size(a), end = min((int)(blockIdx.x + 1) * size, a.vocab);
+  u64 mine = 0;
+  for (int id = blockIdx.x * size + threadIdx.x; id < end; id += 256) mine += choice.mass(id);
+#pragma unroll
+  for (int o = 16; o; o >>= 1) mine += __shfl_xor_sync(~0u, mine, o);
+  if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = mine;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int w = 1; w < 8; w++) mine += sums[w];
+    a.slab_mass[blockIdx.x] = mine;
+  }
 }
 
 ENTRY __launch_bounds__(1024) sample(const __grid_constant__ SampleArgs a) {
@@ -200,7 +260,9 @@ ENTRY __launch_bounds__(1024) sample(const __grid_constant__ SampleArgs a) {
     choice.top = value;
     if (threadIdx.x == 0) found = id;
     __syncthreads();
-    id = draw(choice, philox_53_bits(p.seed_low, p.seed_high, state.index), bins, scratch, &found);
+    choice.least_weight = p.min_p;
+    const u64 random = philox_53_bits(p.seed_low, p.seed_high, state.index);
+    id = weighs_slabs(p) && a.n_best <= THREADS ? draw_by_slab(choice, random, scratch, &found) : draw(choice, random, bins, scratch, &found);
   }
   if (threadIdx.x == 0) {
     id = min(max(id, 0), a.vocab - 1);

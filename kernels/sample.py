@@ -17,7 +17,7 @@ class SampleArguments(ctypes.Structure):
     """sample.cu: SampleArgs."""
 
     _fields_ = [
-        *fields(POINTER, "logits best_value best_index seen parameters state ids"),
+        *fields(POINTER, "logits best_value best_index seen parameters state ids slab_mass"),
         *fields(INT, "vocab n_best n_ids"),
     ]
 
@@ -54,6 +54,7 @@ class Sampler:
     seen: DeviceArray
     parameters: DeviceArray
     state: DeviceArray
+    slab_mass: DeviceArray
 
     @property
     def vocab(self) -> int:
@@ -70,8 +71,10 @@ class Sampler:
             require("seen", self.seen, "i32", (-(-self.vocab // 32),)),
             require("parameters", self.parameters, "i32", (PARAMETER_WORDS,)),
             require("state", self.state, "i32", (STATE_WORDS,)),
-            0, self.vocab, n_best, 0,
+            0, require("slab_mass", self.slab_mass, "u64", (n_best,)), self.vocab, n_best, 0,
         )  # fmt: skip
+        mass = Kernel("sample.cu", "sample_mass")
+        launcher.launch(mass, LaunchShape((n_best, 1), 256), arguments)
         launcher.launch(Kernel("sample.cu", "sample"), LaunchShape((1, 1), 1024), arguments)
 
     def mark_seen(self, launcher: Launcher, ids: DeviceArray) -> None:

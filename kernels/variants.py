@@ -33,7 +33,10 @@ def _gemm_entries() -> tuple[str, ...]:
     variants = [GemmVariant(t, "STORE") for t in quantized]
     variants += [GemmVariant("Q4_K", "ADD"), GemmVariant("Q4_K", "SILU")]
     variants += [GemmVariant("MXFP4", "CLAMPED", "EXPERT_IN")]
-    variants += [GemmVariant("MXFP4", "STORE", "EXPERT_OUT")]
+    variants += [
+        GemmVariant("MXFP4", "STORE", "EXPERT_OUT"),
+        GemmVariant("Q6_K", "STORE", "DENSE", 32),
+    ]
     return tuple(v.kernel.code for v in variants)
 
 

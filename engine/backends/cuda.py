@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engine.backends import Checkpoint, LoadOptions, MemoryReport, Progress
 from engine.backends.cuda_buffers import Buffers
-from engine.backends.cuda_decode import BUCKETS, DecodeBuilder, DecodeGraphs
+from engine.backends.cuda_decode import BUCKETS, DecodeBuilder, DecodeGraphs, bucket_of
 from engine.backends.cuda_device import import_cupy, open_device
 from engine.backends.cuda_kv import CudaSequence, PagePool, Prefix
 from engine.backends.cuda_memory import DevicePool
@@ -34,7 +34,7 @@ from kernels.context import KernelContext
 from kernels.errors import KernelError
 from kernels.sample import PARAMETER_WORDS, STATE_WORDS, Sampler, SampleSettings
 
-CHUNK_TOKENS = 2048
+CHUNK_TOKENS = 4096
 HEAD_ROWS = 32
 MEBIBYTE = 1 << 20
 FAULT_VARIABLE = "HAIKUGATE_FAULT"
@@ -66,6 +66,10 @@ def device_errors(what: str) -> Iterator[None]:
         yield
     except (KernelError, cupy.cuda.runtime.CUDARuntimeError) as error:
         raise DeviceError(f"{what}: {error}") from error
+
+
+def _go_on() -> None:
+    """A checkpoint that never stops."""
 
 
 class CudaRuntime:
@@ -142,6 +146,7 @@ class CudaRuntime:
             memory.array((-(-vocab // 32),), "i32", "workspace"),
             memory.array((PARAMETER_WORDS,), "i32", "workspace"),
             state,
+            memory.array((n_blocks,), "u64", "workspace"),
         )
         memory.zero(self._sampler.seen)
         self._token = DeviceArray(state.pointer, "i32", (1,))
@@ -188,11 +193,15 @@ class CudaRuntime:
         self._graphs = DecodeGraphs(self._stream, self._context, step)
         self._executor = ChunkExecutor(self._context, self._rows)
         with self._context.recording() as kernels:
-            chunk = Chunk(1, self._token, self._position, self._pages)
-            self._run_steps(chunk, lambda: None)
+            for rows in (1, self._chunk_tokens):
+                self._run_steps(
+                    Chunk(rows, self._ids.rows(0, rows), self._position, self._pages), _go_on
+                )
             self._run_head_rows(1)
             self._sampler.mark_seen(self._context, self._token)
         self._context.prepare(kernels)
+        for bucket in range(bucket_of(self.context_length - 1) + 1):
+            self._graphs.prepare(step(bucket))
         self._graphs.capture(0)
 
     # --- facts

@@ -62,7 +62,8 @@ class Bucket:
 
 BUCKETS = (
     Bucket(64 * MERGED_SPLITS, 64),
-    Bucket(8192, 128),
+    Bucket(2048, 64),
+    Bucket(8192, 64),
     Bucket(131072, 1024),
     Bucket(1 << 24, 1 << 16),
 )
@@ -315,13 +316,17 @@ class DecodeGraphs:
             self.capture(bucket)
         self._graphs[bucket].launch(self.stream)
 
-    def capture(self, bucket: int) -> None:
-        """Build and capture the step of a bucket, its kernels compiled before."""
-        launches = self.launches_of(bucket)
+    def prepare(self, launches: list[Callable[[], None]]) -> None:
+        """Compile and load the kernels of these launches."""
         with self.context.recording() as kernels:
             for launch in launches:
                 launch()
         self.context.prepare(kernels)
+
+    def capture(self, bucket: int) -> None:
+        """Build and capture the step of a bucket, its kernels compiled before."""
+        launches = self.launches_of(bucket)
+        self.prepare(launches)
         self._held.append(launches)
         self.stream.synchronize()
         with self.stream:
