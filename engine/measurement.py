@@ -24,6 +24,8 @@ class Generation:
 class NativeBackend:
     """One model on one device, driven without HTTP; option `device` as in `serve --device`."""
 
+    takes_files = True
+
     def load(self, model: str, options: Mapping[str, str]) -> None:
         """Load the GGUF file at this path; raises ModelLoadError or InsufficientMemory."""
         from engine.loading import load_model

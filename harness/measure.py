@@ -59,7 +59,12 @@ class Generation(Protocol):
 
 
 class MeasurementBackend(Protocol):
-    """A model that generates in this process (or calls a server); made by its entry point."""
+    """A model that generates in this process (or calls a server); made by its entry point.
+
+    `takes_files`: `load` wants a file, so a registered model's name becomes its path.
+    """
+
+    takes_files: bool
 
     def load(self, model: str, options: Mapping[str, str]) -> None: ...
 
@@ -95,11 +100,17 @@ def run_experiment(
     checked = _resolve(config, fields)
     prompts = _prompts_of(checked)
     backend = open_backend(checked.backend)
-    backend.load(checked.model, checked.options)
+    backend.load(_located(checked.model) if backend.takes_files else checked.model, checked.options)
     try:
         return _measure(checked, backend, prompts, advance)
     finally:
         backend.close()
+
+
+def _located(model: str) -> str:
+    from harness import models
+
+    return model if Path(model).exists() else str(models.resolve(model))
 
 
 def load_config(path: Path) -> dict[str, Any]:

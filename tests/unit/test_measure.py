@@ -28,6 +28,7 @@ class _Paced:
 
     asked: list[str]
     closed = False
+    takes_files = False
 
     def load(self, model: str, options: Mapping[str, str]) -> None:
         self.asked = []
