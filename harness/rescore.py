@@ -40,7 +40,7 @@ class GreedyFit:
 
 
 def read_scores(answer: Mapping[str, Json], n_tokens: int) -> list[Score]:
-    """The scores in a POST /score answer about `n_tokens` tokens; ProtocolError if it is another."""
+    """The scores in a /score answer about `n_tokens` tokens; ProtocolError if it is another."""
     rows = answer.get("scores")
     if not isinstance(rows, list) or len(rows) != n_tokens:
         got = len(rows) if isinstance(rows, list) else type(rows).__name__

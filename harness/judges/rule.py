@@ -11,11 +11,11 @@ from harness.observation import Exchange, Finding, Json, Judge, Limits, Observat
 from harness.strict_json import loads
 
 
-class Broken(Exception):  # noqa: N818
+class Broken(Exception):
     """A rule does not hold for what was observed: the verdict is fail."""
 
 
-class Unseen(Exception):  # noqa: N818
+class Unseen(Exception):
     """What the rule is about was not recorded: the verdict is error."""
 
 
