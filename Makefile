@@ -4,7 +4,7 @@ RUN := .venv/bin/python -m
 
 .PHONY: gate4 test lint bench goldens selftest clean
 
-gate4: .venv/engine.stamp
+gate4: .venv/gate.stamp
 	$(RUN) harness.cli models fetch smollm2-135m-instruct
 	$(RUN) pytest -m gate4 $(GATE_ARGS)
 

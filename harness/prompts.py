@@ -65,7 +65,7 @@ def _prompt_of(line: str, where: str) -> str:
 
 
 def choose(prompts: Sequence[str], n: int, *, seed: int, repeat: bool) -> list[str]:
-    """n prompts in an order drawn from the seed; each at most once unless `repeat`."""
+    """N prompts in an order drawn from the seed; each at most once unless `repeat`."""
     shuffled = list(prompts)
     random.Random(seed).shuffle(shuffled)  # noqa: S311 - an order, not a secret
     if n > len(shuffled) and not repeat:
