@@ -143,7 +143,7 @@ def grouped_gemm(launcher: Launcher, x: DeviceArray, out: DeviceArray, spec: Gro
         n_experts=matrix.n_experts,
         chosen=routing.chosen,
     )
-    rows = _FEW_ROWS if entries <= 2 * _FEW_ROWS * matrix.n_experts else _MANY_ROWS
+    rows = _FEW_ROWS if 2 * entries <= _FEW_ROWS * matrix.n_experts else _MANY_ROWS
     grid = (min(entries, entries // rows + matrix.n_experts), -(-matrix.rows // _COLUMNS))
     variant = GemmVariant(matrix.type, spec.epilogue, spec.grouping, rows)
     launcher.launch(variant.kernel, LaunchShape(grid, 256, _SHARED_BYTES[rows]), arguments)

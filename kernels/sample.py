@@ -45,8 +45,9 @@ class SampleSettings:
 class Sampler:
     """What sampling reads and writes: logits f32[1, vocab], the argmax by block, the state.
 
-    `seen` i32[ceil(vocab / 32)] is the bit set of token ids for the repetition penalty, `parameters`
-    i32[7], `state` i32[3] (token, its position, index of the next draw).
+    `seen` i32[ceil(vocab / 32)] is the bit set of token ids for the repetition penalty,
+    `parameters` i32[7], `state` i32[3] (token, its position, index of the next draw), `slab_mass`
+    u64[n] scratch.
     """
 
     logits: DeviceArray

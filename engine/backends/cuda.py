@@ -296,9 +296,8 @@ class CudaRuntime:
             if sequence.n_tokens == 0:
                 reused = sequence.reuse_prefix(tuple(token_ids))
                 sequence.token_ids.extend(token_ids[:reused])
-            size = 0
-            for _, size in self._chunks(sequence, token_ids[reused:], checkpoint):
-                pass
+            chunks = self._chunks(sequence, token_ids[reused:], checkpoint)
+            _, size = deque(chunks, maxlen=1).pop()
             checkpoint()
             sequence.n_prompt = sequence.n_tokens
             self._last_row(size - 1)

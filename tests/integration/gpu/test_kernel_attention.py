@@ -1,6 +1,7 @@
 """RoPE and attention over the paged cache against float64: GQA, windows, sinks, head sizes."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_chunked_prefill_gives_the_bits_of_a_whole_one(context: KernelContext) -
     for edges in ((0, 300), (0, 128, 256, 300)):
         setup = make(context, arena, case, 0)
         parts = []
-        for begin, end in zip(edges[:-1], edges[1:], strict=True):
+        for begin, end in pairwise(edges):
             position = arena.put(np.array([begin], np.int32))
             layer = AttentionLayer(
                 setup.layer.shape,

@@ -3,6 +3,7 @@
 import numpy as np
 
 from engine.backends.cuda_device import open_device
+from kernels.arrays import DeviceArray
 from kernels.context import KernelContext
 from kernels.gemm import gemm
 from kernels.gemv import Gemv, NormInput, Segment, choose_tuning, preferred_tile_rows
@@ -38,49 +39,64 @@ def microseconds(stream, work, repeats: int) -> float:  # type: ignore[no-untype
     return sorted(times)[2]
 
 
-def main() -> None:
-    import cupy
+class Timer:
+    """Times one shape's GEMV (weights rotating through 600 MB) and GEMM (2,048 tokens)."""
 
-    context = KernelContext(open_device("cuda:0").limits)
-    stream = cupy.cuda.Stream(non_blocking=True)
-    context.stream, arena = stream.ptr, Arena()
-    pool, array = arena.poisoned((700 << 20,), "u1")
-    array.fill(3)
-    for type_name, rows, k in SHAPES:
+    def __init__(self) -> None:
+        import cupy
+
+        self.context = KernelContext(open_device("cuda:0").limits)
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.context.stream = self.stream.ptr
+        self.arena = Arena()
+        self.pool, array = self.arena.poisoned((700 << 20,), "u1")
+        array.fill(3)
+
+    def gemv(self, type_name: str, rows: int, k: int) -> tuple[float, int]:
+        """(microseconds, bytes of the weights)."""
         tile_rows = preferred_tile_rows(type_name, rows, k)
         size = matrix_bytes(type_name, rows, k, tile_rows)
-        copies = max(1, min(64, (600 << 20) // size))
-        x = arena.put(np.random.default_rng(0).standard_normal((1, k)).astype(np.float32))
-        gain, (out, _) = arena.put(np.ones(k, np.float32)), arena.poisoned((1, rows))
-        matrices = [
-            PackedMatrix(
-                type_name, rows, k, tile_rows, type(pool)(pool.pointer + i * size, "u8", (size,))
-            )
-            for i in range(copies)
-        ]
-        tuning = choose_tuning(context.limits, (matrices[0],), rows, k)
-        specs = [
-            Gemv((Segment(m, out),), x, "NORM", "STORE", tuning, norm=NormInput(gain, 1e-5))
-            for m in matrices
-        ]
-        context.dependent = True
-        context.prepare([specs[0].kernel])
-        specs[0].launch(context)
-        n = max(copies, 16)
-        us = microseconds(stream, lambda: [specs[i % copies].launch(context) for i in range(n)], n)
-        context.dependent = False
-        m = 2048
-        x16 = arena.put(np.random.default_rng(1).standard_normal((m, k)).astype(np.float16))
-        big, _ = arena.poisoned((m, min(rows, 32768)))
-        part = PackedMatrix(type_name, min(rows, 32768), k, tile_rows, matrices[0].tiles)
-        gemm(context, x16, part, big)
-        many = microseconds(stream, lambda: gemm(context, x16, part, big), 1)
+        n = max(16, min(64, (600 << 20) // size))
+        copies = max(1, min(n, (600 << 20) // size))
+        x = self.arena.put(np.random.default_rng(0).standard_normal((1, k)).astype(np.float32))
+        gain, (out, _) = self.arena.put(np.ones(k, np.float32)), self.arena.poisoned((1, rows))
+        specs = []
+        for i in range(copies):
+            tiles = DeviceArray(self.pool.pointer + i * size, "u8", (size,))
+            matrix = PackedMatrix(type_name, rows, k, tile_rows, tiles)
+            tuning = choose_tuning(self.context.limits, (matrix,), rows, k)
+            norm = NormInput(gain, 1e-5)
+            specs.append(Gemv((Segment(matrix, out),), x, "NORM", "STORE", tuning, norm=norm))
+        self.context.prepare([specs[0].kernel])
+        self.context.dependent = True
+        us = microseconds(
+            self.stream, lambda: [specs[i % copies].launch(self.context) for i in range(n)], n
+        )
+        self.context.dependent = False
+        return us, size
+
+    def gemm(self, type_name: str, rows: int, k: int) -> float:
+        """TFLOP/s."""
+        m, rows = 2048, min(rows, 32768)
+        x = np.random.default_rng(1).standard_normal((m, k)).astype(np.float16)
+        x16, (out, _) = self.arena.put(x), self.arena.poisoned((m, rows))
+        matrix = PackedMatrix(type_name, rows, k, 2, self.pool)
+        gemm(self.context, x16, matrix, out)
+        us = microseconds(self.stream, lambda: gemm(self.context, x16, matrix, out), 1)
+        return 2e-6 * m * rows * k / us
+
+
+def main() -> None:
+    timer = Timer()
+    for type_name, rows, k in SHAPES:
+        us, size = timer.gemv(type_name, rows, k)
+        tflops = timer.gemm(type_name, rows, k)
         print(
-            f"{type_name:6s} {rows:6d}x{k:4d} {tuning} gemv {us:7.2f} us {size / us / 1e3:5.0f} GB/s | "
-            f"gemm 2048: {many:8.1f} us {2e-6 * m * part.rows * k / many:5.0f} TFLOP/s",
+            f"{type_name:6s} {rows:6d} x {k:4d}: gemv {us:7.2f} us {size / us / 1e3:5.0f} GB/s, "
+            f"gemm of 2048 {tflops:4.0f} TFLOP/s",
             flush=True,
         )
-        arena.held = arena.held[:1]
+        timer.arena.held = timer.arena.held[:1]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,301 @@
+"""The CUDA runtime over a fake device: plans, shapes, memory and sequences, without a GPU."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.backends import LoadOptions, cuda, cuda_device
+from engine.backends.cuda_decode import BUCKETS, bucket_of, splits_of
+from engine.backends.cuda_device import (
+    CudaDevice,
+    architecture_of,
+    check_capability,
+    check_versions,
+    open_device,
+    parse_device,
+)
+from engine.backends.cuda_kv import CudaSequence, PagePool
+from engine.backends.cuda_memory import DevicePool
+from engine.backends.cuda_plan import AttentionStep, EmbedStep, GatedStep, LinearStep, plan
+from engine.errors import DeviceError, InsufficientMemory, InvalidRequest, OutOfMemory
+from engine.gguf import Tensor
+from engine.program import (
+    Add,
+    Attention,
+    Builder,
+    Embed,
+    GatedActivation,
+    KvShape,
+    Linear,
+    Program,
+    RmsNorm,
+    Rope,
+)
+from engine.quants import BLOCK_FORMATS
+from engine.sampler import SamplingParams
+from kernels.attention import AttentionShape
+from kernels.context import DeviceLimits
+from tests.unit import fake_cuda
+from tests.unit.fake_cuda import LAUNCHES, FakeCupy
+
+WIDTH, HIDDEN, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 256, 512, 320, 4, 2, 64
+
+
+def tiny_program() -> Program:
+    b = Builder()
+    frequencies = tuple(10000.0 ** -(i / 32) for i in range(32))
+    x = b.emit(Embed(b.value(WIDTH), "embed"))
+    h = b.emit(RmsNorm(b.value(WIDTH), x, "norm", 1e-5))
+    q, k, v = (
+        b.emit(Linear(b.value(n * HEAD_DIM), h, name))
+        for n, name in ((HEADS, "q"), (KV_HEADS, "k"), (KV_HEADS, "v"))
+    )
+    for value, n in ((q, HEADS), (k, KV_HEADS)):
+        b.emit(Rope(value, n, HEAD_DIM, "half", frequencies))
+    heads = {"n_heads": HEADS, "n_kv_heads": KV_HEADS, "head_dim": HEAD_DIM, "scale": 0.125}
+    a = b.emit(Attention(b.value(HEADS * HEAD_DIM), q, k, v, 0, **heads))  # type: ignore[arg-type]
+    x = b.emit(Add(x, x, b.emit(Linear(b.value(WIDTH), a, "o"))))
+    h = b.emit(RmsNorm(b.value(WIDTH), x, "norm", 1e-5))
+    gate, up = (b.emit(Linear(b.value(HIDDEN), h, name)) for name in ("gate", "up"))
+    m = b.emit(GatedActivation(b.value(HIDDEN), gate, up, "silu"))
+    x = b.emit(Add(x, x, b.emit(Linear(b.value(WIDTH), m, "down"))))
+    body = b.take()
+    h = b.emit(RmsNorm(b.value(WIDTH), x, "norm", 1e-5))
+    logits = b.emit(Linear(b.value(VOCAB), h, "embed"))
+    return Program(body, b.take(), b.widths, x, logits, KvShape(1, KV_HEADS, HEAD_DIM))
+
+
+def tensors(type_name: str) -> dict[str, Tensor]:
+    shapes = {
+        "embed": (VOCAB, WIDTH), "q": (HEADS * HEAD_DIM, WIDTH), "k": (KV_HEADS * HEAD_DIM, WIDTH),
+        "v": (KV_HEADS * HEAD_DIM, WIDTH), "o": (WIDTH, WIDTH), "gate": (HIDDEN, WIDTH),
+        "up": (HIDDEN, WIDTH), "down": (WIDTH, HIDDEN),
+    }  # fmt: skip
+    found = {}
+    for name, (rows, k) in shapes.items():
+        raw = np.ones((rows, BLOCK_FORMATS[type_name].row_bytes(k)), np.uint8)
+        found[name] = Tensor(name, type_name, (rows, k), raw)
+    found["norm"] = Tensor("norm", "F32", (WIDTH,), np.ones((1, 4 * WIDTH), np.uint8))
+    return found
+
+
+def fake_device() -> CudaDevice:
+    limits = DeviceLimits("sm_90", 132, 232448)
+    return CudaDevice(0, "fake", (9, 0), limits, 1 << 37, 13000, 13000)
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
+    fake = FakeCupy()
+    monkeypatch.setattr(cuda, "import_cupy", lambda: fake)
+    monkeypatch.setattr(cuda, "open_device", lambda device: fake_device())
+    monkeypatch.setattr("kernels.context.Module", fake_cuda.FakeModule)
+    monkeypatch.setattr("kernels.context.cached_cubin", lambda unit, architecture: b"cubin")
+    LAUNCHES.clear()
+    return fake
+
+
+def load(type_name: str = "Q4_K", **options: Any) -> cuda.CudaRuntime:
+    metadata = {"general.architecture": "llama", "llama.context_length": 1000}
+    file: Any = SimpleNamespace(metadata=metadata, tensors=tensors(type_name), path=Path("tiny"))
+    wanted = LoadOptions(device="cuda:0", **options)
+    return cuda.load(file, tiny_program(), wanted, lambda a, b: None)
+
+
+def go_on() -> None:
+    return
+
+
+@pytest.mark.parametrize("type_name", list(BLOCK_FORMATS))
+def test_every_weight_type_runs_from_load_to_close(cupy: FakeCupy, type_name: str) -> None:
+    runtime = load(type_name)
+    sequence = runtime.open_sequence()
+    runtime.prefill(sequence, list(range(130)), go_on)
+    tokens = runtime.tokens(sequence, SamplingParams(seed=1, temperature=0.7), go_on)
+    assert [next(tokens).token_id for _ in range(3)] == [0, 0, 0]
+    assert sequence.n_tokens == 133  # a step ahead of the token read last
+    tokens.close()
+    sequence.close()
+    assert runtime.memory().kv_bytes == 0
+    runtime.close()
+    assert cupy.cuda.runtime.held == {}
+
+
+def test_a_layer_is_five_fused_steps() -> None:
+    types = dict.fromkeys(tensors("Q4_K"), "Q4_K")
+    steps = plan(tiny_program(), types.__getitem__).body
+    kinds = [EmbedStep, LinearStep, AttentionStep, LinearStep, GatedStep, LinearStep]
+    assert [type(step) for step in steps] == kinds
+    assert len(steps[1].linears) == 3  # type: ignore[union-attr]
+    assert steps[1].norm  # type: ignore[union-attr]
+    assert steps[3].residual  # type: ignore[union-attr]
+
+
+def test_reported_bytes_are_those_allocated(cupy: FakeCupy) -> None:
+    runtime = load()
+    sequence = runtime.open_sequence()
+    runtime.prefill(sequence, [1, 2, 3], go_on)
+    assert runtime.memory().kv_bytes > 0
+    assert runtime.memory().total_bytes == sum(cupy.cuda.runtime.held.values())
+
+
+def test_a_budget_that_is_too_small_names_both_counts(cupy: FakeCupy) -> None:
+    with pytest.raises(InsufficientMemory) as raised:
+        load(memory_limit_mb=1)
+    assert raised.value.required_bytes > raised.value.available_bytes
+    assert cupy.cuda.runtime.held == {}
+
+
+def test_an_exhausted_kv_budget_ends_one_request_only(cupy: FakeCupy) -> None:
+    runtime = load()
+    page_bytes = 32 << 10
+    device = cupy.cuda.runtime
+    device.total_bytes = sum(device.held.values()) + 3 * page_bytes  # another process took the rest
+    sequence = runtime.open_sequence()
+    runtime.prefill(sequence, [1] * 190, go_on)
+    tokens = runtime.tokens(sequence, SamplingParams(1, 0.0), go_on)
+    for _ in range(3):  # tokens 190 and 191 are decoded, the one after needs a fourth page
+        next(tokens)
+    with pytest.raises(OutOfMemory) as raised:
+        next(tokens)
+    assert raised.value.required_bytes == page_bytes
+    sequence.close()
+    again = runtime.open_sequence()
+    runtime.prefill(again, [1] * 60, go_on)
+    again.close()
+    assert runtime.memory().kv_bytes == 0
+
+
+def test_the_kv_budget_is_kept(cupy: FakeCupy) -> None:
+    pool = PagePool(DevicePool(cupy, running=True), 1 << 20, 3 << 20)
+    pages = [pool.take() for _ in range(3)]
+    with pytest.raises(OutOfMemory, match="KV cache budget"):
+        pool.take()
+    pool.give_back(pages[0])
+    assert pool.take() == pages[0]
+
+
+def test_a_managed_pointer_fails_residency(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cuda.FAULT_VARIABLE, "managed-pointer")
+    with pytest.raises(DeviceError, match="managed memory"):
+        load().verify_residency()
+
+
+def test_whole_pages_of_a_prompt_are_reused(cupy: FakeCupy) -> None:
+    runtime = load()
+    first = runtime.open_sequence(cache_prompt=True)
+    runtime.prefill(first, list(range(200)), go_on)
+    first.close()
+    assert runtime.memory().kv_bytes > 0
+    second = runtime.open_sequence(cache_prompt=True)
+    runtime.prefill(second, [*range(130), 7, 7, 7], go_on)
+    assert second.cached_tokens == 128
+    without = runtime.open_sequence()
+    assert without.reuse_prefix(tuple(range(200))) == 0
+
+
+def test_a_prompt_past_the_context_is_refused(cupy: FakeCupy) -> None:
+    runtime = load()
+    with pytest.raises(InvalidRequest, match="1001 tokens exceed the context length 1000"):
+        runtime.prefill(runtime.open_sequence(), [0] * 1001, go_on)
+    with pytest.raises(InvalidRequest, match="token ids"):
+        runtime.prefill(runtime.open_sequence(), [VOCAB], go_on)
+
+
+def test_the_last_token_of_the_context_ends_the_stream(cupy: FakeCupy) -> None:
+    runtime = load(context_length=70)
+    sequence = runtime.open_sequence()
+    runtime.prefill(sequence, [0] * 66, go_on)
+    assert len(list(runtime.tokens(sequence, SamplingParams(1, 0.0), go_on))) == 5
+
+
+def test_cancel_is_seen_between_layers(cupy: FakeCupy) -> None:
+    runtime = load()
+
+    def stop() -> None:
+        raise InvalidRequest("stop", "stopped")
+
+    sequence = runtime.open_sequence()
+    with pytest.raises(InvalidRequest):
+        runtime.prefill(sequence, [1, 2], stop)
+    sequence.close()
+    assert runtime.memory().kv_bytes == 0
+
+
+def test_pages_are_shared_counted_and_freed(cupy: FakeCupy) -> None:
+    memory = DevicePool(cupy, running=True)
+    pool = PagePool(memory, 1 << 20)
+    table = memory.array((64,), "u64", "workspace")
+    sequence = CudaSequence(pool, table, False, [])
+    sequence.grow(64 * 9 + 1)
+    assert pool.pages_in_use == 10
+    assert memory.used_bytes["kv"] == 16 << 20
+    sequence.close()
+    sequence.close()
+    assert pool.pages_in_use == memory.used_bytes["kv"] == 0
+
+
+@pytest.mark.parametrize("bad", ["cuda:x", "cuda:-1", "gpu", "cuda:0:1", "cuda:9999"])
+def test_a_wrong_device_name_is_refused(bad: str) -> None:
+    with pytest.raises(DeviceError, match="wanted cuda:N"):
+        parse_device(bad)
+
+
+def test_a_machine_without_a_driver_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernels.errors import KernelLaunchError
+
+    def missing() -> int:
+        raise KernelLaunchError("no CUDA driver on this machine")
+
+    monkeypatch.setattr(cuda_device, "driver_version", missing)
+    with pytest.raises(DeviceError, match="no CUDA driver"):
+        open_device("cuda:0")
+
+
+def test_an_index_past_the_last_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = SimpleNamespace(
+        runtimeGetVersion=lambda: 13000, getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError
+    )
+    fake = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(cuda_device, "driver_version", lambda: 13000)
+    monkeypatch.setattr(cuda_device, "import_cupy", lambda: fake)
+    with pytest.raises(DeviceError, match="this machine has 1 CUDA device"):
+        open_device("cuda:1")
+
+
+def test_old_drivers_and_old_cards_are_refused() -> None:
+    with pytest.raises(DeviceError, match=r"driver supports CUDA 12\.4, the toolkit is 13\.0"):
+        check_versions(12040, 13000)
+    check_versions(13000, 12080)
+    with pytest.raises(DeviceError, match=r"7\.5"):
+        check_capability("Turing", (7, 5))
+    check_capability("Ampere", (8, 0))
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"),
+    [
+        ((8, 0), "sm_80"),
+        ((8, 7), "sm_86"),
+        ((9, 0), "sm_90"),
+        ((10, 3), "sm_100"),
+        ((12, 0), "sm_120"),
+    ],
+)
+def test_the_newest_fitting_architecture_is_compiled_for(
+    capability: tuple[int, int], architecture: str
+) -> None:
+    assert architecture_of(capability) == architecture
+
+
+def test_splits_cover_every_position_of_their_bucket() -> None:
+    for window in (0, 1, 64, 100, 128, 449, 450, 2047):
+        shape = AttentionShape(8, 2, 64, 1.0, window)
+        for position in (*range(1200), 2047, 2048, 8191, 8192, 131071):
+            bucket = BUCKETS[bucket_of(position)]
+            split_keys, n_splits = splits_of(shape, bucket)
+            first = max(0, position + 1 - window) // 64 * 64 if window else 0
+            assert (position - first) // split_keys + 1 <= n_splits, (window, position)
