@@ -59,16 +59,20 @@ def count(observation: Observation, limits: Limits) -> Finding:
 
 
 def _empty_tokens_are_partial(observation: Observation, streams: list[Stream]) -> None:
-    """A token without text must hold an unfinished character: nothing else may be silent."""
-    silent = {t.token_id for s in streams for t in s.tokens if t.text == ""}
-    spelled = observation.exchanges.get("silent", ())
-    if {request(one)["ids"][0] for one in spelled} != silent:
-        raise Unseen("not every token without text was detokenized")
-    for one in spelled:
-        need(
-            body(one)["dropped_bytes"] > 0,
-            f"token {request(one)['ids'][0]} was counted but has no bytes of its own",
-        )
+    """A token without text holds an unfinished character, or is the one that ends the text."""
+    spelled = {request(one)["ids"][0]: one for one in observation.exchanges.get("silent", ())}
+    for stream in streams:
+        assert stream.end is not None
+        last = len(stream.tokens) - 1 if stream.end["finish_reason"] == "stop" else None
+        for index, token in enumerate(stream.tokens):
+            if token.text:
+                continue
+            if token.token_id not in spelled:
+                raise Unseen(f"token {token.token_id} came without text and was not detokenized")
+            need(
+                index == last or body(spelled[token.token_id])["dropped_bytes"] > 0,
+                f"token {token.token_id} was counted but has no bytes of its own",
+            )
 
 
 @judge
@@ -160,11 +164,12 @@ def length(observation: Observation, limits: Limits) -> Finding:
     if len(checked) != len(ended):
         raise Unseen(f"{len(ended)} answers ended early, {len(checked)} were continued")
     for again, stream in zip(checked, ended, strict=True):
-        sent = request(again)["prompt_ids"]
-        if stream.ids and sent[-len(stream.ids) :] != stream.ids:
+        need(bool(stream.ids), "an answer ended without the token that ends it")
+        sent, before = request(again)["prompt_ids"], stream.ids[:-1]
+        if len(sent) <= len(before) or sent[len(sent) - len(before) :] != before:
             raise Unseen("a continuation did not start from the ended answer")
         need(
-            not finished(again, reason="stop").ids,
+            finished(again, reason="stop").ids == stream.ids[-1:],
             "an answer that ended by itself goes on when asked again: it was cut",
         )
     return passed(f"{len(jobs)} lengths exact, {len(ended)} natural ends confirmed")
