@@ -1,10 +1,25 @@
-"""Probe `kernels-compile`: every kernel source through NVRTC, no GPU needed."""
+"""The probe of G1-KERNEL-COMPILE: every kernel source through NVRTC for every architecture, no GPU."""
 
-from engine.probe import Case, ProbeOptions
+from typing import Any, Protocol
+
+from engine.errors import DeviceError
+from kernels.compile import ARCHITECTURES, compile_all, nvrtc_version
+from kernels.errors import KernelCompileError
 
 
-def cases(options: ProbeOptions) -> list[Case]:
-    """One case a compilation, for the given architectures or for all that are supported."""
-    from kernels.compile import ARCHITECTURES, compile_all
+class _Options(Protocol):
+    @property
+    def architectures(self) -> tuple[str, ...]: ...
 
-    return compile_all(options.architectures or ARCHITECTURES)
+
+def cases(options: _Options) -> list[dict[str, Any]]:
+    """One case a source and architecture: ok, cubin_bytes, seconds, error; `sm_NN` or all five.
+
+    Raises DeviceError where NVRTC is not installed.
+    """
+    try:
+        major, minor = nvrtc_version()
+    except KernelCompileError as error:
+        raise DeviceError(str(error)) from None
+    results = compile_all(options.architectures or ARCHITECTURES)
+    return [{**result, "nvrtc_version": f"{major}.{minor}"} for result in results]
