@@ -66,15 +66,17 @@ def _shell(content: dict[str, Any]) -> Any:
 
 
 def _model(model: dict[str, Any], ids: dict[str, int]) -> Any:
-    merges = [
-        tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge)
-        for merge in model["merges"]
-    ]
+    merges = [_pair(merge) for merge in model["merges"]]
     names = ("continuing_subword_prefix", "end_of_word_suffix")
     if model.get("dropout") or any(model.get(name) for name in names):
         raise ModelLoadError("dropout, subword prefixes and word suffixes are not supported")
     options = {name: bool(model.get(name)) for name in ("byte_fallback", "ignore_merges")}
     return models.BPE(vocab=ids, merges=merges, **options)
+
+
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left, right
 
 
 def _marker(token: dict[str, Any]) -> Marker:

@@ -7,6 +7,7 @@ job id or a correlation id.
 import json
 import sys
 import threading
+from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
@@ -96,14 +97,14 @@ def shorten(text: str) -> str:
     return line if len(line) <= HUMAN_LIMIT else line[: HUMAN_LIMIT - 1] + "…"
 
 
-def _json_line(_logger: Any, _method: str, fields: dict[str, Any]) -> str:
-    return json.dumps(fields, ensure_ascii=True, default=str)
+def _json_line(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> str:
+    return json.dumps(dict(fields), ensure_ascii=True, default=str)
 
 
 _PLAIN = ("timestamp", "level", "event", "human")
 
 
-def _human_line(_logger: Any, _method: str, fields: dict[str, Any]) -> str:
+def _human_line(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> str:
     rest = " ".join(
         f"{name}={json.dumps(value, default=str)}"
         for name, value in fields.items()

@@ -127,12 +127,14 @@ class CompletionBody(OpenAIBody):
 
     def native(self, job_id: str) -> ExecuteBody:
         """The same request for the native API."""
-        source = "prompt" if isinstance(self.prompt, str) else "prompt_ids"
+        text = self.prompt if isinstance(self.prompt, str) else None
+        ids = None if isinstance(self.prompt, str) else self.prompt
         return ExecuteBody(
             job_id=job_id,
             max_tokens=self.max_tokens or COMPLETION_MAX_TOKENS,
             logprobs=False if self.logprobs is None else self.logprobs,
-            **{source: self.prompt},
+            prompt=text,
+            prompt_ids=ids,
             **self.shared(),
         )
 

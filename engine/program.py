@@ -66,7 +66,7 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class Linear:
-    """out = x · weightᵀ + bias; weight [out.width, x.width] in any block format, bias [out.width]."""
+    """out = x · weightᵀ + bias; weight [out.width, x.width] in any block format, bias of out."""
 
     out: Value
     x: Value
@@ -94,9 +94,9 @@ class Rope:
 class Attention:
     """Append k, v of this layer to the KV cache, then causal grouped-query attention.
 
-    q [tokens, n_heads·head_dim], k and v [tokens, n_kv_heads·head_dim], out like q. Query position p
-    sees keys in (p - window, p] where window is set, else [0, p]. `sinks` names a tensor [n_heads]
-    of logits that take part in the softmax denominator only.
+    q [tokens, n_heads·head_dim], k and v [tokens, n_kv_heads·head_dim], out like q. Query position
+    p sees keys in (p - window, p] where window is set, else [0, p]. `sinks` names a tensor
+    [n_heads] of logits that take part in the softmax denominator only.
     """
 
     out: Value

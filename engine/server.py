@@ -106,7 +106,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(uvicorn.Config(app, **settings))
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Leave signals to the engine."""
         yield
 

@@ -146,7 +146,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return _bounded(result) if isinstance(result, str) else result
 
 
-def _filter(node: "nodes.Expr | None", name: str) -> nodes.Filter:
+def _filter(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None)
 
 

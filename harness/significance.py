@@ -23,7 +23,7 @@ def signed_rank_p(faster: Sequence[float], slower: Sequence[float]) -> float:
     for rank in doubled:
         for total in range(len(ways) - 1, rank - 1, -1):
             ways[total] += ways[total - rank]
-    return sum(ways[: against + 1]) / 2 ** len(doubled)
+    return sum(ways[: against + 1]) / (1 << len(doubled))
 
 
 def _doubled_ranks(values: Sequence[float]) -> list[int]:

@@ -27,8 +27,8 @@ class Activations:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        arrays = [*self._buffers, *self._twins.values(), *self._extra.values()]
-        return sum(array.nbytes for array in arrays)
+        floats = sum(buffer.nbytes for buffer in self._buffers)
+        return floats + sum(part.nbytes for part in (*self._twins.values(), *self._extra.values()))
 
     def place(self, value: Value) -> tuple[int, int]:
         """(address of the first row, stride)."""

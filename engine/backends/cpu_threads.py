@@ -56,7 +56,8 @@ native = njit(nogil=True, cache=True, error_model="numpy")
 def _units(row: int, state: int) -> int:
     words = as_i64(np.uint64(row))
     n_tokens = as_i64(np.uint64(state))[0]
-    return min(words[UNITS_FIXED] + words[UNITS_PER_TOKEN] * n_tokens, words[UNITS_LIMIT])
+    units: int = min(words[UNITS_FIXED] + words[UNITS_PER_TOKEN] * n_tokens, words[UNITS_LIMIT])
+    return units
 
 
 @native
