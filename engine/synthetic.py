@@ -98,7 +98,8 @@ TINY: dict[str, Shape] = {
     ),
 }  # fmt: skip
 
-MODELS = TINY | PUBLISHED
+FLOAT = {f"{name}-f32": replace(shape, types={"default": "F32"}) for name, shape in TINY.items()}
+MODELS = TINY | FLOAT | PUBLISHED
 
 
 def write_model(path: Path, name: str, seed: int = 0) -> int:
