@@ -71,10 +71,11 @@ def _assemble() -> None:
     from harness.doctor import doctor
     from harness.gate_commands import app as gates
     from harness.run_command import run
+    from harness.selftest_command import selftest
 
     passing_on = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command(context_settings=passing_on, epilog=option_lines())(certify)
-    for command in (bundle_commands.verify, bundle_commands.report, run, doctor):
+    for command in (bundle_commands.verify, bundle_commands.report, run, selftest, doctor):
         app.command()(command)
     app.add_typer(model_commands.app, name="models")
     app.add_typer(key_commands.app, name="keys")

@@ -1,0 +1,220 @@
+"""The harness tested by engines that cheat: each saboteur against the check meant to catch it.
+
+A trial is an ordinary gate run in a process of its own: the suites, the judges and the sealed
+bundle are those of a certificate. A saboteur is caught where the intended check's verdict is
+`fail`; an `error` or a test that did not run catches nothing.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from harness.certify import PLAIN, SUITES
+from harness.checklist import load_checklists
+from harness.errors import UsageError
+from harness.saboteurs.registry import CONTROL, SABOTEURS
+from harness.significance import rate_upper_bound
+
+TRIAL_TIMEOUT_S = 900.0
+PLACE = "any"
+KEPT_VARIABLES = ("HAIKUGATE_CACHE_DIR",)
+ALARMS = ("fail", "error")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One gate run against one saboteur: the verdicts of the checks that its tests observed."""
+
+    saboteur: str
+    verdicts: dict[str, str]
+    messages: dict[str, str]
+    seconds: float
+
+    def failed(self) -> list[str]:
+        """The checks that failed it."""
+        return [check for check, verdict in self.verdicts.items() if verdict == "fail"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One saboteur over all its runs; `by` are the checks that failed it at least once."""
+
+    name: str
+    cheat: str
+    intended: str
+    runs: int
+    caught: int
+    by: dict[str, int]
+    message: str
+
+    @property
+    def verdict(self) -> str:
+        """`caught`, `missed`, or `unproven` where no test of the intended check exists."""
+        if self.runs == 0:
+            return "unproven"
+        return "caught" if self.caught == self.runs else "missed"
+
+    @property
+    def miss_rate_bound(self) -> float:
+        """The one-sided 95 % upper bound of the rate at which it is missed."""
+        return rate_upper_bound(self.runs - self.caught, self.runs) if self.runs else 1.0
+
+
+@dataclass(frozen=True)
+class Control:
+    """The honest proxy over all its runs: each verdict that was not `pass` is a false alarm."""
+
+    runs: int
+    checks: int
+    alarms: dict[str, str]
+    clean: int
+
+    @property
+    def alarm_rate_bound(self) -> float:
+        """The one-sided 95 % upper bound of the rate of runs with a false alarm."""
+        return rate_upper_bound(self.runs - self.clean, self.runs) if self.runs else 1.0
+
+
+@dataclass(frozen=True)
+class Qualification:
+    """What a self-test measured."""
+
+    control: Control
+    rows: tuple[Row, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Every saboteur caught by its intended check in every run, no false alarm."""
+        caught = bool(self.rows) and all(row.verdict == "caught" for row in self.rows)
+        return caught and self.control.runs > 0 and not self.control.alarms
+
+
+def required_tests(check: str) -> tuple[str, ...]:
+    """The tests that observe a check without a GPU; none while nobody has written them."""
+    return load_checklists().checks[check].required((PLACE,))
+
+
+def chosen(only: Sequence[str], *, quick: bool) -> list[str]:
+    """Saboteurs by name; quick: the first of each intended check. UsageError for an unknown one."""
+    unknown = sorted(set(only) - set(SABOTEURS))
+    if unknown:
+        raise UsageError(f"--only {unknown[0]}: no such saboteur; there are {', '.join(SABOTEURS)}")
+    names = list(only or SABOTEURS)
+    if not quick:
+        return names
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(SABOTEURS[name].caught_by, name)
+    return list(first.values())
+
+
+def run_trials(model: Path, names: Sequence[str], runs: int) -> Iterator[Trial]:
+    """The control, then each saboteur, `runs` times; those without a test are left out."""
+    checks = list(dict.fromkeys(SABOTEURS[name].caught_by for name in names))
+    provable = [check for check in checks if required_tests(check)]
+    for _ in range(runs if provable else 0):
+        yield trial(CONTROL.name, provable, model)
+    for name in names:
+        intended = SABOTEURS[name].caught_by
+        for _ in range(runs if required_tests(intended) else 0):
+            yield trial(name, [intended], model)
+
+
+def n_trials(names: Sequence[str], runs: int) -> int:
+    """How many trials `run_trials` makes."""
+    provable = [name for name in names if required_tests(SABOTEURS[name].caught_by)]
+    return runs * (len(provable) + bool(provable))
+
+
+def trial(saboteur: str, checks: Sequence[str], model: Path) -> Trial:
+    """A gate run of these checks' tests against one saboteur."""
+    started = time.monotonic()
+    with TemporaryDirectory(prefix="haikugate-selftest-") as folder:
+        command = _pytest_command(saboteur, checks, model, Path(folder))
+        try:
+            subprocess.run(
+                command,
+                env=_environment(),
+                capture_output=True,
+                timeout=TRIAL_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Trial(saboteur, {}, {}, time.monotonic() - started)
+        rows = _verdict_rows(Path(folder))
+    seen = {row["id"]: row for row in rows if row["verdict"] in ("pass", *ALARMS)}
+    return Trial(
+        saboteur,
+        {id_: str(row["verdict"]) for id_, row in seen.items()},
+        {id_: str(row["message"]) for id_, row in seen.items()},
+        time.monotonic() - started,
+    )
+
+
+def _pytest_command(saboteur: str, checks: Sequence[str], model: Path, folder: Path) -> list[str]:
+    known = load_checklists().checks
+    areas = sorted({area for check in checks for area in known[check].areas})
+    tests = sorted({test for check in checks for test in required_tests(check)})
+    engine = (sys.executable, "-m", "harness.saboteurs", saboteur)
+    return [
+        *(sys.executable, "-m", "pytest", *PLAIN, "-q", str(SUITES)),
+        *("-m", " or ".join(areas), "-k", " or ".join(tests), "--profile", "cpu"),
+        *("--engine-command", f"{shlex.join(engine)} --model {{model}} --port {{port}}"),
+        *("--model", str(model), "--proof-dir", str(folder)),
+    ]
+
+
+def _environment() -> dict[str, str]:
+    """The environment without what belongs to a real run: its key, folder and name."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT_VARIABLES or not name.startswith(("HAIKUGATE_", "PYTEST_"))
+    }
+
+
+def _verdict_rows(folder: Path) -> list[dict[str, str]]:
+    found = sorted(folder.glob("*/checks.json"))
+    if not found:
+        return []
+    rows: list[dict[str, str]] = json.loads(found[0].read_text(encoding="utf-8"))["checks"]
+    return rows
+
+
+def qualification(names: Sequence[str], trials: Sequence[Trial]) -> Qualification:
+    """The matrix of what was measured."""
+    return Qualification(
+        _control([one for one in trials if one.saboteur == CONTROL.name], names),
+        tuple(_row(name, [one for one in trials if one.saboteur == name]) for name in names),
+    )
+
+
+def _control(trials: Sequence[Trial], names: Sequence[str]) -> Control:
+    intended = list(dict.fromkeys(SABOTEURS[name].caught_by for name in names))
+    wanted = {check for check in intended if required_tests(check)}
+    alarms: dict[str, str] = {}
+    clean = 0
+    for one in trials:
+        seen = {**dict.fromkeys(wanted, "not_run"), **one.verdicts}
+        found = {check: verdict for check, verdict in seen.items() if verdict != "pass"}
+        clean += not found
+        alarms |= {check: one.messages.get(check, verdict) for check, verdict in found.items()}
+    return Control(len(trials), len(wanted), alarms, clean)
+
+
+def _row(name: str, trials: Sequence[Trial]) -> Row:
+    saboteur = SABOTEURS[name]
+    intended = saboteur.caught_by
+    by = Counter(check for one in trials for check in one.failed())
+    said = [one.messages.get(intended, "no verdict") for one in trials]
+    return Row(
+        name, saboteur.cheat, intended, len(trials), by[intended], dict(by), "".join(said[:1])
+    )
