@@ -14,15 +14,16 @@ enum Grouping { DENSE, EXPERT_IN, EXPERT_OUT };
 
 struct GemmArgs {
   const u16* x;
-  const u8* tiles;
-  float* out;
+  const u8* tiles[3];         // up to three matrices over the same x
+  float* out[3];
+  const float* bias[3];       // [n], experts [n_experts, n], or null
   u16* half_out;
-  const float* bias;          // [n], experts [n_experts, n], or null
   const int* entries;         // experts: entry (token · chosen + choice) of each sorted row
   const int* first_row;       // experts: [n_experts + 1] first sorted row of each
   const float* routing;       // EXPERT_OUT: weight of each entry
   u64 expert_bytes;
-  int m, n, k, tile_rows, out_stride, n_experts, chosen;
+  int columns[3], out_stride[3], column_blocks[3];  // column_blocks: running count
+  int m, k, tile_rows, n_experts, chosen;
 };
 
 constexpr int MAX_EXPERTS = 256, BN = 128, BK = 64, A_STAGES = 3, B_BYTES = BN * BK * 2;
@@ -42,7 +43,7 @@ INLINE void gemm(const GemmArgs& a) {
   extern __shared__ __align__(128) u8 shared[];
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
   constexpr int A_BYTES = BM * BK * 2, WM = BM == 128 ? 64 : 32, WN = BM == 128 ? 32 : 16, MI = WM / 16, NI = WN / 8;
-  constexpr int AHEAD = BM == 128 ? 1 : 4, COPIES = BM / 32;
+  constexpr int AHEAD = BM == 128 ? 1 : 2, COPIES = BM / 32;
   const int warp_m = BM == 128 ? (warp & 1) * 64 : 0, warp_n = (BM == 128 ? warp >> 1 : warp) * WN;
   int row_begin = blockIdx.x * BM, row_end = a.m, expert = 0;
   if (GROUPING != DENSE) {
@@ -61,8 +62,11 @@ INLINE void gemm(const GemmArgs& a) {
     }
     if (expert == a.n_experts) return;
   }
-  const int column_begin = blockIdx.y * BN, steps = (a.k + BK - 1) / BK;
-  const u8* tiles = a.tiles + (GROUPING == DENSE ? 0 : (u64)expert * a.expert_bytes);
+  const int segment = blockIdx.y < a.column_blocks[0] ? 0 : blockIdx.y < a.column_blocks[1] ? 1 : 2;
+  const int first_block = segment == 0 ? 0 : segment == 1 ? a.column_blocks[0] : a.column_blocks[1];
+  const int n = segment == 0 ? a.columns[0] : segment == 1 ? a.columns[1] : a.columns[2];
+  const int column_begin = (blockIdx.y - first_block) * BN, steps = (a.k + BK - 1) / BK;
+  const u8* tiles = (segment == 0 ? a.tiles[0] : segment == 1 ? a.tiles[1] : a.tiles[2]) + (GROUPING == DENSE ? 0 : (u64)expert * a.expert_bytes);
 
   const u16* sources[COPIES];
   bool source_valid[COPIES];
@@ -90,11 +94,11 @@ INLINE void gemm(const GemmArgs& a) {
   RawBlock raws[AHEAD];
   auto fetch_weights = [&](int step, RawBlock& raw) {
     const int block = step * 2 + weight_block;
-    if (weight_n < a.n && block * 32 < a.k) raw = load_block<T>(tile, a.tile_rows, a.k, tile_slot, block);
+    if (weight_n < n && block * 32 < a.k) raw = load_block<T>(tile, a.tile_rows, a.k, tile_slot, block);
   };
   auto store_weights = [&](int step, const RawBlock& raw) {
     u32 half[16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-    if (weight_n < a.n && (step * 2 + weight_block) * 32 < a.k) dequantize_half<T>(raw, half);
+    if (weight_n < n && (step * 2 + weight_block) * 32 < a.k) dequantize_half<T>(raw, half);
     u8* stage = shared + A_STAGES * A_BYTES + (step & 1) * B_BYTES;
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -146,6 +150,10 @@ INLINE void gemm(const GemmArgs& a) {
     for (int s = 0; s < AHEAD; s++)
       if (step + s < steps) advance(step + s, raws[(s + 1) % AHEAD]);
 
+  const int out_stride = segment == 0 ? a.out_stride[0] : segment == 1 ? a.out_stride[1] : a.out_stride[2];
+  float* out_rows = segment == 0 ? a.out[0] : segment == 1 ? a.out[1] : a.out[2];
+  const float* bias = segment == 0 ? a.bias[0] : segment == 1 ? a.bias[1] : a.bias[2];
+  if (GROUPING != DENSE && bias) bias += (u64)expert * n;
 #pragma unroll
   for (int i = 0; i < MI; i++)
 #pragma unroll
@@ -159,18 +167,17 @@ INLINE void gemm(const GemmArgs& a) {
       for (int j = 0; j < NI; j++) {
         const int column = column_begin + warp_n + j * 8 + 2 * (lane & 3);
         float v0 = acc[i][j][upper * 2], v1 = acc[i][j][upper * 2 + 1];
-        if (a.bias) {
-          const float* bias = a.bias + (GROUPING == DENSE ? 0 : (u64)expert * a.n);
-          if (column < a.n) v0 += __ldg(bias + column);
-          if (column + 1 < a.n) v1 += __ldg(bias + column + 1);
+        if (bias) {
+          if (column < n) v0 += __ldg(bias + column);
+          if (column + 1 < n) v1 += __ldg(bias + column + 1);
         }
         if (EPILOGUE == SILU || EPILOGUE == CLAMPED) {
-          if (column < a.n) a.half_out[(u64)row * a.out_stride + column / 2] = float_to_half(gated<EPILOGUE>(v0, v1));
+          if (column < n) a.half_out[(u64)row * out_stride + column / 2] = float_to_half(gated<EPILOGUE>(v0, v1));
         } else {
-          float* out = a.out + (u64)row * a.out_stride + column;
+          float* out = out_rows + (u64)row * out_stride + column;
           if (GROUPING == EXPERT_OUT) v0 *= weight, v1 *= weight;
-          if (column < a.n) out[0] = EPILOGUE == ADD ? out[0] + v0 : v0;
-          if (column + 1 < a.n) out[1] = EPILOGUE == ADD ? out[1] + v1 : v1;
+          if (column < n) out[0] = EPILOGUE == ADD ? out[0] + v0 : v0;
+          if (column + 1 < n) out[1] = EPILOGUE == ADD ? out[1] + v1 : v1;
         }
       }
     }

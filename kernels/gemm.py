@@ -19,15 +19,24 @@ _FEW_ROWS = 32
 _MANY_ROWS = 128
 _SHARED_BYTES = {rows: 3 * rows * 64 * 2 + 2 * _COLUMNS * 64 * 2 for rows in (32, 128)}
 _ROUTER_ROWS = 64
+_BLOCKS = {32: 4, 128: 2}
+_GATED = ("SILU", "CLAMPED")
 
 
 class GemmArguments(ctypes.Structure):
     """gemm.cu: GemmArgs."""
 
     _fields_ = [
-        *fields(POINTER, "x tiles out half_out bias entries first_row routing"),
+        *fields(POINTER, "x"),
+        ("tiles", POINTER * 3),
+        ("out", POINTER * 3),
+        ("bias", POINTER * 3),
+        *fields(POINTER, "half_out entries first_row routing"),
         *fields(U64, "expert_bytes"),
-        *fields(INT, "m n k tile_rows out_stride n_experts chosen"),
+        ("columns", INT * 3),
+        ("out_stride", INT * 3),
+        ("column_blocks", INT * 3),
+        *fields(INT, "m k tile_rows n_experts chosen"),
     ]
 
 
@@ -55,60 +64,70 @@ class GemmVariant:
         entry = f"gemm_{self.type}_{self.epilogue}_{self.grouping}_{self.block_rows}"
         parameters = f"{self.type}, {self.epilogue}, {self.grouping}, {self.block_rows}"
         code = (
-            f"ENTRY __launch_bounds__(256, 2) {entry}(const __grid_constant__ GemmArgs a) "
+            f"ENTRY __launch_bounds__(256, {_BLOCKS[self.block_rows]}) {entry}(const __grid_constant__ GemmArgs a) "
             f"{{ gemm<{parameters}>(a); }}"
         )
         return Kernel("gemm.cu", entry, code)
 
 
+@dataclass(frozen=True)
+class GemmOutput:
+    """One matrix over the shared x: where its result goes, and its bias f32[rows]."""
+
+    matrix: PackedMatrix
+    out: DeviceArray
+    bias: DeviceArray | None = None
+
+
 def gemm(
     launcher: Launcher,
     x: DeviceArray,
-    matrix: PackedMatrix,
-    out: DeviceArray,
+    outputs: tuple[GemmOutput, ...],
     epilogue: GemmEpilogue = "STORE",
-    bias: DeviceArray | None = None,
 ) -> None:
-    """Out (+)= x f16[m, k] · matrixᵀ + bias; gated epilogues write f16[m, rows / 2].
+    """Out (+)= x f16[m, k] · matrixᵀ + bias, for up to three matrices of one type.
 
-    Rows of a gated matrix alternate gate, up. Raises KernelArgumentError.
+    out f32[m, rows]; gated epilogues (one matrix, rows alternate gate, up) f16[m, rows / 2]. Raises
+    KernelArgumentError.
     """
-    m = x.shape[0]
-    arguments = GemmArguments(
-        x=require("x", x, "f16", (m, matrix.k)),
-        bias=require("bias", bias, "f32", (matrix.rows,)) if bias else 0,
-        **_outputs(out, m, matrix, epilogue),
-        **_matrix_arguments(matrix),
-        m=m,
-    )
+    m, first = x.shape[0], outputs[0].matrix
+    if not 1 <= len(outputs) <= 3 or (len(outputs) > 1 and epilogue in _GATED):
+        raise KernelArgumentError(f"gemm: {len(outputs)} matrices with {epilogue}")
+    arguments = GemmArguments(x=require("x", x, "f16", (m, first.k)), m=m)
+    for output in outputs:
+        bias = output.bias
+        if (output.matrix.type, output.matrix.tile_rows) != (first.type, first.tile_rows):
+            raise KernelArgumentError(f"gemm: {output.matrix.type} beside {first.type}")
+        pointer = require("bias", bias, "f32", (output.matrix.rows,)) if bias else 0
+        _add_output(arguments, output, (m, epilogue), pointer)
     rows = _FEW_ROWS if m <= 2 * _FEW_ROWS else _MANY_ROWS
-    grid = (-(-m // rows), -(-matrix.rows // _COLUMNS))
-    variant = GemmVariant(matrix.type, epilogue, "DENSE", rows)
+    variant = GemmVariant(first.type, epilogue, "DENSE", rows)
+    grid = (-(-m // rows), arguments.column_blocks[2])
     launcher.launch(variant.kernel, LaunchShape(grid, 256, _SHARED_BYTES[rows]), arguments)
 
 
-def _matrix_arguments(matrix: PackedMatrix) -> dict[str, int]:
+def _add_output(
+    arguments: GemmArguments, output: GemmOutput, form: tuple[int, GemmEpilogue], bias: int
+) -> None:
+    """Fill the next segment; those after it stay empty, with the same running count."""
+    (rows, epilogue), matrix = form, output.matrix
     if matrix.is_float:
         raise KernelArgumentError(f"gemm takes quantized weights, got {matrix.type}")
-    return {
-        "tiles": matrix.tiles.pointer,
-        "expert_bytes": matrix.expert_bytes,
-        "n": matrix.rows,
-        "k": matrix.k,
-        "tile_rows": matrix.tile_rows,
-    }
-
-
-def _outputs(
-    out: DeviceArray, rows: int, matrix: PackedMatrix, epilogue: GemmEpilogue
-) -> dict[str, int]:
-    if epilogue in ("SILU", "CLAMPED"):
-        if matrix.rows % 2:
-            raise KernelArgumentError(f"gate and up rows alternate, got {matrix.rows} rows")
-        pointer = require("out", out, "f16", (rows, matrix.rows // 2))
-        return {"half_out": pointer, "out_stride": out.stride}
-    pointer = require("out", out, "f32", (rows, matrix.rows), strided=True)
-    return {"out": pointer, "out_stride": out.stride}
+    if epilogue in _GATED and matrix.rows % 2:
+        raise KernelArgumentError(f"gate and up rows alternate, got {matrix.rows} rows")
+    at = sum(1 for n in arguments.columns if n)
+    blocks = -(-matrix.rows // _COLUMNS)
+    before = arguments.column_blocks[at - 1] if at else 0
+    if epilogue in _GATED:
+        arguments.half_out = require("out", output.out, "f16", (rows, matrix.rows // 2))
+    else:
+        arguments.out[at] = require("out", output.out, "f32", (rows, matrix.rows), strided=True)
+    arguments.tiles[at], arguments.bias[at] = matrix.tiles.pointer, bias or None
+    arguments.columns[at], arguments.out_stride[at] = matrix.rows, output.out.stride
+    for segment in range(at, 3):
+        arguments.column_blocks[segment] = before + blocks
+    arguments.expert_bytes, arguments.k = matrix.expert_bytes, matrix.k
+    arguments.tile_rows = matrix.tile_rows
 
 
 @dataclass(frozen=True)
@@ -133,16 +152,15 @@ def grouped_gemm(launcher: Launcher, x: DeviceArray, out: DeviceArray, spec: Gro
     x_rows = spec.n_tokens if spec.grouping == "EXPERT_IN" else entries
     arguments = GemmArguments(
         x=require("x", x, "f16", (x_rows, matrix.k)),
-        bias=require("bias", spec.bias, "f32", (matrix.n_experts, matrix.rows)),
         entries=require("entries", routing.entries, "i32", (entries,)),
         first_row=require("first_row", routing.first_row, "i32", (matrix.n_experts + 1,)),
         routing=require("routing", routing.routing, "f32", (entries,)),
-        **_outputs(out, entries, matrix, spec.epilogue),
-        **_matrix_arguments(matrix),
         m=entries,
         n_experts=matrix.n_experts,
         chosen=routing.chosen,
     )
+    bias = require("bias", spec.bias, "f32", (matrix.n_experts, matrix.rows))
+    _add_output(arguments, GemmOutput(matrix, out), (entries, spec.epilogue), bias)
     rows = _FEW_ROWS if 2 * entries <= _FEW_ROWS * matrix.n_experts else _MANY_ROWS
     grid = (min(entries, entries // rows + matrix.n_experts), -(-matrix.rows // _COLUMNS))
     variant = GemmVariant(matrix.type, spec.epilogue, spec.grouping, rows)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 
 from engine.backends.cuda_buffers import Buffers
 from engine.backends.cuda_model import (
@@ -27,7 +28,7 @@ from kernels.attention import (
 )
 from kernels.context import KernelContext
 from kernels.embed import add_position, embed
-from kernels.gemm import GemmEpilogue, GroupedGemm, gemm, gemm_float, grouped_gemm
+from kernels.gemm import GemmEpilogue, GemmOutput, GroupedGemm, gemm, gemm_float, grouped_gemm
 from kernels.norm import norm
 
 GATED_EPILOGUE: dict[str, GemmEpilogue] = {"silu": "SILU", "clamped_swiglu": "CLAMPED"}
@@ -121,18 +122,20 @@ class ChunkExecutor:
             x = self._float_input(bound, rows)
         else:
             x = self._half_input(step.x, step.norm, bound.norm_weight, rows)
-        for matrix, bias, out in zip(bound.matrices, bound.biases, outs, strict=True):
-            if is_float:
+        if is_float:
+            for matrix, bias, out in zip(bound.matrices, bound.biases, outs, strict=True):
                 gemm_float(self.context, x, matrix, out, bias, add=bool(step.residual))
-            else:
-                gemm(self.context, x, matrix, out, "ADD" if step.residual else "STORE", bias)
+            return
+        outputs = map(GemmOutput, bound.matrices, outs, bound.biases)
+        for _, alike in groupby(outputs, lambda output: output.matrix.type):
+            gemm(self.context, x, tuple(alike), "ADD" if step.residual else "STORE")
 
     def _gated(self, bound: BoundGated, rows: int) -> None:
         step = bound.step
         x = self._half_input(step.x, step.norm, bound.norm_weight, rows)
         out = self.buffers.halves(step.out, rows)
         assert out is not None
-        gemm(self.context, x, bound.matrix, out, GATED_EPILOGUE[step.kind])
+        gemm(self.context, x, (GemmOutput(bound.matrix, out),), GATED_EPILOGUE[step.kind])
 
     def _attention(self, bound: BoundAttention, chunk: Chunk) -> None:
         op, rows = bound.step.op, chunk.rows

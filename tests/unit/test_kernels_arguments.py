@@ -66,15 +66,15 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Recorder], object]]] = {
     "embedding into the wrong width": (
         "out", lambda r: embed.embed(r, f32(3, 511), weights("Q4_K", 9, 512), i32(3))),
     "gemm of floats": (
-        "x", lambda r: gemm.gemm(r, f32(3, 512), weights("Q4_K", 64, 512), f32(3, 64))),
+        "x", lambda r: gemm.gemm(r, f32(3, 512), (gemm.GemmOutput(weights("Q4_K", 64, 512), f32(3, 64)),))),
     "gemm into too few columns": (
-        "out", lambda r: gemm.gemm(r, f16(3, 512), weights("Q4_K", 64, 512), f32(3, 63))),
+        "out", lambda r: gemm.gemm(r, f16(3, 512), (gemm.GemmOutput(weights("Q4_K", 64, 512), f32(3, 63)),))),
     "gemm of unquantized weights": (
-        "gemm takes", lambda r: gemm.gemm(r, f16(3, 512), weights("F32", 64, 512), f32(3, 64))),
+        "gemm takes", lambda r: gemm.gemm(r, f16(3, 512), (gemm.GemmOutput(weights("F32", 64, 512), f32(3, 64)),))),
     "float gemm of quantized weights": (
         "gemm_float", lambda r: gemm.gemm_float(r, f32(3, 512), weights("Q4_K", 64, 512), f32(3, 64))),
     "odd gate and up rows": (
-        "alternate", lambda r: gemm.gemm(r, f16(3, 512), weights("Q4_K", 63, 512), f16(3, 31), "SILU")),
+        "alternate", lambda r: gemm.gemm(r, f16(3, 512), (gemm.GemmOutput(weights("Q4_K", 63, 512), f16(3, 31)),), "SILU")),
     "gemv over the wrong width": ("x", lambda r: linear(x=f32(1, 511))),
     "gemv norm without a weight": ("norm", lambda r: linear(prologue="NORM")),
     "gemv into the wrong rows": (

@@ -8,7 +8,7 @@ from kernels import elementwise, norm
 from kernels.arrays import DeviceArray
 from kernels.context import KernelContext
 from kernels.embed import add_position, embed
-from kernels.gemm import GroupedGemm, gemm, gemm_float, grouped_gemm
+from kernels.gemm import GemmOutput, GroupedGemm, gemm, gemm_float, grouped_gemm
 from kernels.gemv import Gemv, GemvTuning, NormInput, Segment
 from kernels.moe import Routing, combine, route
 from tests.integration.gpu.arrays import (
@@ -111,7 +111,7 @@ def test_gated_gemv_and_gemm_join_alternate_rows(context, epilogue, act) -> None
     Gemv((Segment(matrix, out),), arena.put(x[:1]), "PLAIN", epilogue, tuning).launch(context)
     assert relative_error(array, want[:1]) < GEMV_BOUND
     half, half_array = arena.poisoned((3, rows // 2), "f2")
-    gemm(context, arena.put(x.astype(np.float16)), matrix, half, epilogue)
+    gemm(context, arena.put(x.astype(np.float16)), (GemmOutput(matrix, half),), epilogue)
     assert relative_error(half_array, want) < 2 * GEMM_BOUND
 
 
@@ -147,10 +147,10 @@ def test_gemm_equals_float64(
     x = rng.standard_normal((m, k)).astype(np.float16)
     bias = rng.standard_normal(n).astype(np.float32)
     out, array = arena.poisoned((m, n))
-    gemm(context, arena.put(x), matrix, out, "STORE", arena.put(bias))
+    gemm(context, arena.put(x), (GemmOutput(matrix, out, arena.put(bias)),))
     want = x.astype(np.float64) @ dequantized(type_name, raw).T
     assert relative_error(array, want + bias) < GEMM_BOUND
-    gemm(context, arena.put(x), matrix, out, "ADD")
+    gemm(context, arena.put(x), (GemmOutput(matrix, out),), "ADD")
     assert relative_error(array, 2 * want + bias) < GEMM_BOUND
 
 
@@ -171,9 +171,9 @@ def test_a_gemm_row_does_not_depend_on_the_other_rows(context: KernelContext) ->
     matrix = packed(context, arena, "Q6_K", [random_blocks(rng, "Q6_K", n, k)], (n, k, 1))
     x = rng.standard_normal((515, k)).astype(np.float16)
     whole, whole_array = arena.poisoned((515, n))
-    gemm(context, arena.put(x), matrix, whole)
+    gemm(context, arena.put(x), (GemmOutput(matrix, whole),))
     part, part_array = arena.poisoned((3, n))
-    gemm(context, arena.put(x[256:259]), matrix, part)
+    gemm(context, arena.put(x[256:259]), (GemmOutput(matrix, part),))
     assert (whole_array.get()[256:259] == part_array.get()).all()
 
 
@@ -262,7 +262,7 @@ def test_every_linear_gives_the_same_bits_fifty_times(context: KernelContext) ->
     seen = set()
     for _ in range(50):
         spec.launch(context)
-        gemm(context, x16, matrix, many)
+        gemm(context, x16, (GemmOutput(matrix, many),))
         seen.add((one_array.get().tobytes(), many_array.get().tobytes()))
     assert len(seen) == 1
 
@@ -277,3 +277,20 @@ def test_gemv_bits_do_not_depend_on_the_tuning(context: KernelContext) -> None:
         Gemv((Segment(matrix, out),), arena.put(x), "PLAIN", "STORE", tuning).launch(context)
         seen.add(array.get().tobytes())
     assert len(seen) == 1
+
+
+def test_three_matrices_share_one_gemm(context: KernelContext) -> None:
+    rng, arena, k, m = np.random.default_rng(13), Arena(), 896, 70
+    x = rng.standard_normal((m, k)).astype(np.float16)
+    outputs, arrays, wants = [], [], []
+    for rows in (300, 64, 65):
+        raw = random_blocks(rng, "Q5_0", rows, k)
+        bias = rng.standard_normal(rows).astype(np.float32)
+        out, array = arena.poisoned((m, rows))
+        matrix = packed(context, arena, "Q5_0", [raw], (rows, k, 2))
+        outputs.append(GemmOutput(matrix, out, arena.put(bias)))
+        arrays.append(array)
+        wants.append(x.astype(np.float64) @ dequantized("Q5_0", raw).T + bias)
+    gemm(context, arena.put(x), tuple(outputs))
+    for array, want in zip(arrays, wants, strict=True):
+        assert relative_error(array, want) < GEMM_BOUND

@@ -5,7 +5,7 @@ import numpy as np
 from engine.backends.cuda_device import open_device
 from kernels.arrays import DeviceArray
 from kernels.context import KernelContext
-from kernels.gemm import gemm
+from kernels.gemm import GemmOutput, gemm
 from kernels.gemv import Gemv, NormInput, Segment, choose_tuning, preferred_tile_rows
 from kernels.matrix import PackedMatrix, matrix_bytes
 from tests.integration.gpu.arrays import Arena
@@ -81,8 +81,10 @@ class Timer:
         x = np.random.default_rng(1).standard_normal((m, k)).astype(np.float16)
         x16, (out, _) = self.arena.put(x), self.arena.poisoned((m, rows))
         matrix = PackedMatrix(type_name, rows, k, 2, self.pool)
-        gemm(self.context, x16, matrix, out)
-        us = microseconds(self.stream, lambda: gemm(self.context, x16, matrix, out), 1)
+        gemm(self.context, x16, (GemmOutput(matrix, out),))
+        us = microseconds(
+            self.stream, lambda: gemm(self.context, x16, (GemmOutput(matrix, out),)), 1
+        )
         return 2e-6 * m * rows * k / us
 
 
