@@ -65,7 +65,9 @@ def test_memory_comes_back(engine: RunningEngine, observe: Observe) -> None:
 def test_client_leaves(phase: str, engine: RunningEngine, observe: Observe) -> None:
     client = engine.client
     before = client.metrics()
-    left, noticed, running = [], [], []
+    left: list[Exchange] = []
+    noticed: list[Exchange] = []
+    running: list[LiveExchange] = []
     for trial in range(10):
         if phase == "queued":
             running.append(client.start(**ENDLESS, job_id=f"left-behind-{trial}"))
@@ -74,7 +76,7 @@ def test_client_leaves(phase: str, engine: RunningEngine, observe: Observe) -> N
         wait_in(phase, live)
         wanted = cancelled_count(before) + len(left) * (2 if phase == "queued" else 1) + 1
         live.disconnect()
-        noticed.append(until(client.metrics, lambda seen, n=wanted: cancelled_count(seen) >= n))
+        noticed.append(until_cancelled(client, wanted))
         left.append(live.finish(5.0))
         if running:
             client.cancel(f"left-behind-{trial}")
@@ -185,6 +187,11 @@ def until(ask: Callable[[], Exchange], holds: Callable[[Exchange], bool]) -> Exc
     while not holds(seen := ask()) and monotonic() < deadline:
         sleep(0.002)
     return seen
+
+
+def until_cancelled(client: Any, count: int) -> Exchange:
+    """The first /metrics that counts so many cancelled jobs."""
+    return until(client.metrics, lambda seen: cancelled_count(seen) >= count)
 
 
 def kv_bytes(seen: Exchange) -> int:
