@@ -1,0 +1,82 @@
+"""Makes suites/goldens/tokenizers/*.json: what libraries that are not ours make of each text.
+
+    python -m tests.goldens.make_suite_tokenizers TOKENIZER_DATA suites/goldens/tokenizers
+
+For the default model, and for the vocabularies of the generated models: of these the pieces are
+few, but pre-tokenizers, normalization, merging and byte fallback are their families' own. What
+TOKENIZER_DATA is says tests/goldens/make_tokenizer_goldens.py.
+"""
+
+import hashlib
+import json
+import lzma
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+from engine.synthetic import write_model
+from tests.goldens.make_tokenizer_goldens import DEFAULT_MODEL, byte_level, phi_3, qwen2
+from tests.goldens.tokenizer_texts import TEXTS
+
+LONGEST_TINY = 2000
+
+
+def _smollm2(path: Path) -> Tokenizer:
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    return byte_level(path, [digits], own_words=True)
+
+
+def _gpt_oss(path: Path, data: Path) -> Tokenizer:
+    published = lzma.decompress((data / "gpt-oss-tokenizer.json.xz").read_bytes()).decode()
+    tokenizer = byte_level(path, [], own_words=True)
+    tokenizer.pre_tokenizer = Tokenizer.from_str(published).pre_tokenizer
+    return tokenizer
+
+
+def _cases(tokenizer: Any, texts: list[str]) -> list[dict[str, Any]]:
+    """Text, ids, and what the ids decode to where that is another text."""
+    if isinstance(tokenizer, Tokenizer):
+        tokenizer.decoder = decoders.ByteLevel()
+        encode: Callable[[str], list[int]] = lambda text: (  # noqa: E731
+            tokenizer.encode(text, add_special_tokens=False).ids
+        )
+    else:
+        encode = tokenizer.encode
+    cases = []
+    for text in texts:
+        ids = encode(text)
+        decoded = tokenizer.decode(ids)
+        cases.append({"text": text, "ids": ids} | ({} if decoded == text else {"decoded": decoded}))
+    return cases
+
+
+def main(data: Path, out: Path) -> None:
+    """Write one file a tokenizer."""
+    made: dict[str, Callable[[Path], Any]] = {
+        "tiny-qwen2": qwen2,
+        "tiny-phi3": phi_3,
+        "tiny-gpt2": lambda path: byte_level(path, [], own_words=True),
+        "tiny-gpt-oss": lambda path: _gpt_oss(path, data),
+    }
+    short = [text[:LONGEST_TINY] for text in TEXTS]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, make in made.items():
+            path = Path(folder) / f"{name}.gguf"
+            write_model(path, name)
+            _write(out, name, path, _cases(make(path), short))
+    _write(out, "smollm2", DEFAULT_MODEL, _cases(_smollm2(DEFAULT_MODEL), list(TEXTS)))
+
+
+def _write(out: Path, name: str, path: Path, cases: list[dict[str, Any]]) -> None:
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = ",\n".join(json.dumps(case, separators=(",", ":")) for case in cases)
+    head = json.dumps({"model": name, "sha256": sha256})[:-1]
+    (out / f"{name}.json").write_text(f'{head}, "cases": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
