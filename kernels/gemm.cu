@@ -43,7 +43,7 @@ INLINE void gemm(const GemmArgs& a) {
   extern __shared__ __align__(128) u8 shared[];
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
   constexpr int A_BYTES = BM * BK * 2, WM = BM == 128 ? 64 : 32, WN = BM == 128 ? 32 : 16, MI = WM / 16, NI = WN / 8;
-  constexpr int AHEAD = BM == 128 ? 1 : 2, COPIES = BM / 32;
+  constexpr int AHEAD = BM == 128 ? 1 : GROUPING == DENSE ? 4 : 2, COPIES = BM / 32;
   const int warp_m = BM == 128 ? (warp & 1) * 64 : 0, warp_n = (BM == 128 ? warp >> 1 : warp) * WN;
   int row_begin = blockIdx.x * BM, row_end = a.m, expert = 0;
   if (GROUPING != DENSE) {

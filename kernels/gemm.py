@@ -19,7 +19,7 @@ _FEW_ROWS = 32
 _MANY_ROWS = 128
 _SHARED_BYTES = {rows: 3 * rows * 64 * 2 + 2 * _COLUMNS * 64 * 2 for rows in (32, 128)}
 _ROUTER_ROWS = 64
-_BLOCKS = {32: 4, 128: 2}
+_DENSE_BLOCKS, _EXPERT_BLOCKS = 2, {32: 4, 128: 2}
 _GATED = ("SILU", "CLAMPED")
 
 
@@ -62,9 +62,12 @@ class GemmVariant:
     def kernel(self) -> Kernel:
         """The kernel of this variant."""
         entry = f"gemm_{self.type}_{self.epilogue}_{self.grouping}_{self.block_rows}"
+        is_dense = self.grouping == "DENSE"
+        blocks = _DENSE_BLOCKS if is_dense else _EXPERT_BLOCKS[self.block_rows]
         parameters = f"{self.type}, {self.epilogue}, {self.grouping}, {self.block_rows}"
         code = (
-            f"ENTRY __launch_bounds__(256, {_BLOCKS[self.block_rows]}) {entry}(const __grid_constant__ GemmArgs a) "
+            f"ENTRY __launch_bounds__(256, {blocks}) "
+            f"{entry}(const __grid_constant__ GemmArgs a) "
             f"{{ gemm<{parameters}>(a); }}"
         )
         return Kernel("gemm.cu", entry, code)

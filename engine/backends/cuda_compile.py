@@ -1,4 +1,4 @@
-"""The probe of G1-KERNEL-COMPILE: every kernel source through NVRTC for every architecture, no GPU."""
+"""The probe of G1-KERNEL-COMPILE: each kernel source through NVRTC for each architecture."""
 
 from typing import Any, Protocol
 
