@@ -1,0 +1,127 @@
+"""The re-scoring judges: an honest run passes, each rule can fail."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.judges import JUDGES
+from harness.observation import Exchange, Finding, Observation, Verdict
+from tests.unit.recorded import events, exchange, run, stream
+
+LIMITS = {"min_tokens": 4, "margin_logits": 0.05}
+SHA = "a" * 64
+
+
+@dataclass
+class Job:
+    kind: str
+    emitted: list[int]
+    replayed: list[int]
+    margins: list[float] = field(default_factory=list)
+    logprobs: tuple[float, float] | None = None
+
+    def asked(self, number: int) -> dict[str, Any]:
+        return {"prompt": f"prompt {number}", "temperature": 0.0, "max_tokens": 8}
+
+
+def answered(job: Job, number: int, ids: Sequence[int], side: int) -> Exchange:
+    sent = {**job.asked(number), "job_id": f"job {number} {side}"}
+    told = events(["x"] * len(ids), sent, ids=list(ids))
+    if job.logprobs is not None:
+        for name, table in told:
+            if name == "token":
+                table["logprob"] = job.logprobs[side]
+    return stream(told, sent)
+
+
+def scores(job: Job) -> Exchange:
+    margins = job.margins or [0.0] * len(job.emitted)
+    rows = [
+        {"token_id": e, "rank": int(m > 0), "argmax_id": e + (m > 0), "margin": m, "logprob": -1.0}
+        for e, m in zip(job.emitted, margins, strict=True)
+    ]
+    return exchange("/score", {"scores": rows}, sent={"completion_ids": job.emitted})
+
+
+def rescored(*jobs: Job, **changed: Any) -> Finding:
+    pairs = list(enumerate(jobs))
+    seen = {
+        "jobs": tuple(answered(job, i, job.emitted, 0) for i, job in pairs),
+        "replays": tuple(answered(job, i, job.replayed, 1) for i, job in pairs),
+        "scores": tuple(scores(job) for job in jobs if job.kind in ("greedy", "long")),
+        "reference_health": (exchange(answer={"model_sha256": SHA}),),
+        **changed.pop("exchanges", {}),
+    }
+    facts = {"kinds": [job.kind for job in jobs], "model_sha256": SHA, **changed}
+    name = "G4-GENUINE-RESCORE"
+    return JUDGES[name](Observation(name, "test", 1, seen, facts), LIMITS)
+
+
+GREEDY = Job("greedy", [1, 2, 3], [1, 2, 3])
+SAMPLED = Job("sampled", [4, 5], [4, 5])
+
+
+def fails(found: Finding, says: str) -> None:
+    assert (found.verdict, says in found.message) == (Verdict.FAIL, True), found
+
+
+def errs(found: Finding, says: str) -> None:
+    assert (found.verdict, says in found.message) == (Verdict.ERROR, True), found
+
+
+def test_an_honest_run_passes() -> None:
+    logged = Job("logprobs", [7], [7], logprobs=(-1.0, -1.0001))
+    found = rescored(GREEDY, SAMPLED, logged)
+    assert (found.verdict, found.numbers["tokens"]) == (Verdict.PASS, 6)
+
+
+def test_a_greedy_token_below_the_margin_fails() -> None:
+    bad = Job("greedy", [1, 2, 3], [1, 2, 3], margins=[0.0, 0.4, 0.0])
+    fails(rescored(bad, SAMPLED), "lies 0.4 logits below")
+
+
+def test_a_request_that_parts_from_the_replay_fails_with_its_likely_cause() -> None:
+    parted = Job("sampled", [4, 5], [4, 6])
+    fails(rescored(GREEDY, parted), "at token 1; likely cause: wrong sampler")
+    chat = Job("chat", [4, 5], [4, 5, 6])
+    fails(rescored(GREEDY, SAMPLED, chat), "wrong chat template or BOS")
+
+
+def test_a_logprob_that_differs_fails() -> None:
+    fails(rescored(GREEDY, Job("logprobs", [7], [7], logprobs=(-0.02, -2.0))), "reported logprob")
+
+
+def test_too_few_tokens_fail() -> None:
+    fails(rescored(GREEDY), "only 3 tokens were emitted, wanted 4")
+
+
+def test_what_cannot_be_compared_is_an_error() -> None:
+    other = (exchange(answer={"model_sha256": "b" * 64}),)
+    errs(
+        rescored(GREEDY, SAMPLED, exchanges={"reference_health": other}), "nothing can be compared"
+    )
+    errs(rescored(GREEDY, SAMPLED, kinds=["greedy"]), "one replay for each job")
+    swapped = (answered(GREEDY, 5, [1, 2, 3], 1), answered(SAMPLED, 1, [4, 5], 1))
+    errs(rescored(GREEDY, SAMPLED, exchanges={"replays": swapped}), "asked the reference for")
+    wrong = (scores(Job("greedy", [9, 9, 9], [])),)
+    errs(rescored(GREEDY, SAMPLED, exchanges={"scores": wrong}), "are not those")
+    errs(rescored(GREEDY, SAMPLED, exchanges={"scores": wrong * 2}), "2 scores for 1 greedy")
+
+
+def late(first: Sequence[int], last: Sequence[int], gap_s: float = 40, **sent: Any) -> Finding:
+    seen = {
+        "early": (run(["x"] * len(first), ids=list(first), prompt="p"),),
+        "late": (
+            run(["x"] * len(last), at_ms=gap_s * 1e3, ids=list(last), **{"prompt": "p", **sent}),
+        ),
+        "jobs": (run(["x"]),),
+    }
+    name = "G4-GENUINE-LATE"
+    return JUDGES[name](Observation(name, "test", 1, seen, {}), {"min_between_s": 30})
+
+
+def test_late() -> None:
+    assert late([1, 2], [1, 2]).verdict == Verdict.PASS
+    fails(late([1, 2], [1, 3]), "differs at token 1")
+    errs(late([1, 2], [1, 2], gap_s=20), "only 20 s")
+    errs(late([1, 2], [1, 2], prompt="q"), "is not the early one")
