@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from engine.errors import InvalidRequest
@@ -27,6 +27,18 @@ MaxTokens = Annotated[int, Field(ge=1)]
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
 StopString = Annotated[str, Field(min_length=1)]
 Stops = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
+
+
+def _only_false(value: bool) -> bool:
+    if value:
+        raise ValueError("wanted false or a number")
+    return value
+
+
+# No Literal[False]: 0 == False, so that it would take 0 for "no log-probabilities".
+Logprobs = (
+    Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | Annotated[bool, AfterValidator(_only_false)]
+)
 
 
 class Body(BaseModel):
@@ -60,7 +72,7 @@ class ExecuteBody(Body):
     repetition_penalty: RepetitionPenalty = 1.0
     stop: Stops = []
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    logprobs: Literal[False] | Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = False
+    logprobs: Logprobs = False
     cache_prompt: bool = False
 
 

@@ -100,6 +100,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("stop", {"stop": ["x" * 33]}), ("stop", {"stop": [""]}), ("stop", {"stop": "x"}),
     ("seed", {"seed": -1}), ("seed", {"seed": 2**64}), ("logprobs", {"logprobs": 21}),
     ("logprobs", {"logprobs": -1}), ("logprobs", {"logprobs": True}),
+    ("logprobs", {"logprobs": 0.0}),
     ("cache_prompt", {"cache_prompt": 1}), ("surprise", {"surprise": 1}),
 ]  # fmt: skip
 
@@ -118,6 +119,17 @@ def test_each_bound_is_accepted_and_what_is_past_it_is_refused_by_name() -> None
         too_long = execute(s, prompt="x" * 3000, max_tokens=2000).json()["message"]
         assert "3000" in too_long
         assert "4096" in too_long
+
+
+def test_no_alternatives_are_not_no_logprobs() -> None:
+    with serving() as s:
+        for wanted in (0, 2, False):
+            told = events_of(execute(s, logprobs=wanted).text)
+            tokens = [fields for name, fields in told if name == "token"]
+            assert tokens
+            for token in tokens:
+                assert ("logprob" in token) is (wanted is not False)
+                assert len(token.get("top", [])) == (wanted or 0)
 
 
 def test_nan_is_refused_by_name() -> None:
