@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 from harness.saboteurs.proxy import Body, Events, Saboteur, ServerEvent
-from harness.saboteurs.stream_shape import changed, end_event
+from harness.saboteurs.stream_shape import changed, end_event, recounted
 
 ALTERNATIVES = 20
 
@@ -57,9 +57,7 @@ class Deviates(Saboteur):
                     if deviated:
                         break
                 elif event.type != "started" or first:
-                    if event.type in ("end", "error"):
-                        event = changed(event, tokens_out=len(emitted))
-                    yield event
+                    yield recounted(event, len(emitted))
             first = False
             if not deviated:
                 return
@@ -74,8 +72,7 @@ class Deviates(Saboteur):
 
 def alternatives(token: Body) -> list[int]:
     """The ids of a token's best alternatives, best first."""
-    top = token.get("top") or []
-    return [t["id"] if isinstance(t, dict) else t[0] for t in top]
+    return [entry["id"] for entry in token.get("top") or []]
 
 
 class RandomTop20(Deviates):
@@ -119,7 +116,7 @@ class LossySpeculation(Deviates):
         top = token.get("top") or []
         if len(top) < 2:
             return None
-        values = [t["logprob"] if isinstance(t, dict) else t[1] for t in top]
+        values = [entry["logprob"] for entry in top]
         return alternatives(token)[1] if values[0] - values[1] < 0.7 else None
 
 

@@ -102,18 +102,18 @@ class ForgedLogprobs(Saboteur):
     """Reports a confident distribution that it did not compute."""
 
     name = "forged-logprobs"
-    cheat = "reports invented logprobs: every token near certain"
+    cheat = "reports possible but invented logprobs: the best token always near certain"
     caught_by = "G4-GENUINE-LOGPROB"
 
     async def events(self, body: Body, events: Events) -> Events:
-        """Replace the numbers, keep the tokens."""
+        """Replace the numbers, keep the tokens and their order."""
         async for event in events:
             if event.type == "token" and "logprob" in event.body:
-                top = [{**t, "logprob": -0.02 - 0.01 * i} for i, t in enumerate(_top(event.body))]
-                event = changed(event, logprob=-0.02, top=top)
+                top = [
+                    {**entry, "logprob": -0.02 if rank == 0 else -5.5 - rank}
+                    for rank, entry in enumerate(event.body.get("top") or [])
+                ]
+                own = {entry["id"]: entry["logprob"] for entry in top}
+                logprob = own.get(event.body["id"], -30.0)
+                event = changed(event, logprob=logprob, top=top)
             yield event
-
-
-def _top(body: Body) -> list[Body]:
-    top = body.get("top") or []
-    return [t if isinstance(t, dict) else {"id": t[0]} for t in top]

@@ -27,6 +27,11 @@ def changed(event: ServerEvent, **fields: Any) -> ServerEvent:
     return replace(event, body={**event.body, **fields})
 
 
+def recounted(event: ServerEvent, tokens_out: int) -> ServerEvent:
+    """The event with another token count, where it tells one."""
+    return changed(event, tokens_out=tokens_out) if "tokens_out" in event.body else event
+
+
 def script(body: Body, tokens: Sequence[tuple[str, int]]) -> Iterator[ServerEvent]:
     """A whole well-formed stream of given (text, token id) pairs."""
     started = {"job_id": body["job_id"], "model": "smollm2", "cached_tokens": 0}
@@ -65,9 +70,7 @@ class InstantEmptyFirst(Saboteur):
         async for event in events:
             if event.type == "token":
                 event = changed(event, i=event.body["i"] + 1)
-            elif event.type == "end":
-                event = changed(event, tokens_out=event.body["tokens_out"] + 1)
-            yield event
+            yield recounted(event, event.body.get("tokens_out", 0) + 1)
             if event.type == "started":
                 yield ServerEvent("token", {"t": "", "i": 0, "id": 0})
 
@@ -90,7 +93,7 @@ class FakeChunks(Saboteur):
                     yield changed(event, t=part, i=i)
                     i += 1
                 continue
-            yield changed(event, tokens_out=i) if event.type == "end" else event
+            yield recounted(event, i)
 
 
 class PaddedEos(Saboteur):
@@ -101,14 +104,14 @@ class PaddedEos(Saboteur):
     caught_by = "G4-GENUINE-COUNT"
 
     async def events(self, body: Body, events: Events) -> Events:
-        """Two empty tokens more before the end."""
+        """Two empty tokens more after the last one, and a natural end."""
         async for event in events:
-            if event.type == "end":
-                n = event.body["tokens_out"]
+            n = event.body.get("tokens_out", 0)
+            if event.type == "metrics":
                 for i in range(n, n + 2):
                     yield ServerEvent("token", {"t": "", "i": i, "id": 2})
-                event = changed(event, tokens_out=n + 2)
-            yield event
+            event = recounted(event, n + 2)
+            yield changed(event, finish_reason="stop") if event.type == "end" else event
 
 
 class InflatedUsage(Saboteur):
@@ -121,9 +124,7 @@ class InflatedUsage(Saboteur):
     async def events(self, body: Body, events: Events) -> Events:
         """A larger tokens_out at the end."""
         async for event in events:
-            if event.type == "end":
-                event = changed(event, tokens_out=event.body["tokens_out"] * 6 // 5 + 1)
-            yield event
+            yield recounted(event, event.body.get("tokens_out", 0) * 6 // 5 + 1)
 
 
 class WrongOrder(Saboteur):
