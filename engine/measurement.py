@@ -30,9 +30,9 @@ class NativeBackend:
         """Load the GGUF file at this path; raises ModelLoadError or InsufficientMemory."""
         from engine.loading import load_model
 
-        loaded = load_model(Path(model), LoadOptions(device=options.get("device", "cpu")))
-        self._runtime: Runtime = loaded.runtime
-        self._tokenizer: Tokenizer = loaded.tokenizer
+        self._loaded = load_model(Path(model), LoadOptions(device=options.get("device", "cpu")))
+        self._runtime: Runtime = self._loaded.runtime
+        self._tokenizer: Tokenizer = self._loaded.tokenizer
 
     def generate(
         self, prompt: str, *, max_tokens: int, temperature: float, seed: int
@@ -65,7 +65,7 @@ class NativeBackend:
 
     def close(self) -> None:
         """Free the model."""
-        self._runtime.close()
+        self._loaded.close()
 
 
 def _never_stop() -> None:
