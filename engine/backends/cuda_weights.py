@@ -131,10 +131,23 @@ class WeightLoader:
         return tensor.dequantize()
 
     def _forget(self, raw: NDArray[np.uint8]) -> None:
-        """Drop the pages of a copied tensor from this process (they stay in the page cache)."""
+        """Drop the pages of a copied tensor from this process (they stay in the page cache).
+
+        Only of a mapped file: dropping ordinary memory would zero it.
+        """
+        if not is_mapped_file(raw):
+            return
         page = mmap.PAGESIZE
         begin = -(-raw.ctypes.data // page) * page
         size = (raw.ctypes.data + raw.nbytes - begin) // page * page
         if size > 0:
             libc = ctypes.CDLL(None)
             libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _MADV_DONTNEED)
+
+
+def is_mapped_file(array: NDArray[Any]) -> bool:
+    """Whether an array is a view of an mmap."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    return isinstance(owner, mmap.mmap)

@@ -1,5 +1,6 @@
 """The CUDA runtime over a fake device: plans, shapes, memory and sequences, without a GPU."""
 
+import mmap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from engine.backends.cuda_device import (
 from engine.backends.cuda_kv import CudaSequence, PagePool
 from engine.backends.cuda_memory import DevicePool
 from engine.backends.cuda_plan import AttentionStep, EmbedStep, GatedStep, LinearStep, plan
+from engine.backends.cuda_weights import is_mapped_file
 from engine.errors import DeviceError, InsufficientMemory, InvalidRequest, OutOfMemory
 from engine.gguf import Tensor
 from engine.program import (
@@ -299,3 +301,22 @@ def test_splits_cover_every_position_of_their_bucket() -> None:
             split_keys, n_splits = splits_of(shape, bucket)
             first = max(0, position + 1 - window) // 64 * 64 if window else 0
             assert (position - first) // split_keys + 1 <= n_splits, (window, position)
+
+
+def test_loading_leaves_ordinary_memory_as_it_was(cupy: FakeCupy) -> None:
+    found = tensors("Q8_0")
+    file: Any = SimpleNamespace(
+        metadata={"general.architecture": "llama", "llama.context_length": 100}, tensors=found
+    )
+    cuda.load(file, tiny_program(), LoadOptions(device="cuda:0"), lambda a, b: None)
+    assert all((tensor.raw == 1).all() for tensor in found.values())
+
+
+def test_only_a_mapped_file_may_be_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "bytes"
+    path.write_bytes(bytes(8192))
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    view = np.frombuffer(mapped, np.uint8).reshape(2, 4096)[1:]
+    assert is_mapped_file(view)
+    assert not is_mapped_file(np.zeros((2, 4096), np.uint8)[1:])
