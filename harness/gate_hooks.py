@@ -15,6 +15,7 @@ from harness.observation import Verdict
 from harness.options import proof_dir, session_from, signer_of, with_trusted_files
 from harness.plugin import _COLLECTED, _SESSION
 from harness.session import GateSession, assertions_off
+from harness.termination import Terminated, end_orderly_on_sigterm
 from harness.trace import Collected
 
 INTERRUPTED = 130
@@ -30,6 +31,7 @@ def register_if_asked(config: pytest.Config) -> None:
             _refuse_without_assertions(config)
             session = config.stash[_SESSION] = session_from(config, asked)
             config.pluginmanager.register(_hooks(config, session), "haikugate-gate")
+            config.add_cleanup(end_orderly_on_sigterm())
     except HaikugateError as error:
         _exit(error)
 
@@ -197,6 +199,7 @@ class ControllerHooks(WorkerHooks):
         if isinstance(excinfo.value, pytest.Session.Interrupted):
             return  # pytest's way to stop after an error of collection
         self.session.interrupted = True
+        self.session.terminated = isinstance(excinfo.value, Terminated)
         self.session.blockers.append("the run was interrupted")
         self.session.record("interrupted", message=excinfo.exconly(tryshort=True))
 
@@ -206,6 +209,11 @@ class ControllerHooks(WorkerHooks):
     def finish(self, session: pytest.Session) -> None:
         """Judge, seal, print, and set the exit status."""
         if self.session.bundle is None:
+            return
+        if self.session.terminated:
+            self.session.close()
+            self._write(f"\nhaikugate: ended by SIGTERM; INCOMPLETE: {self.session.bundle}\n")
+            session.exitstatus = INTERRUPTED
             return
         from harness.finish import finish
 

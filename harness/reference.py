@@ -1,6 +1,7 @@
 """The reference engine: the harness's own installation, started after the engine under test ended.
 
-It is never found on PATH, listens on a private UNIX socket, and runs the same model file by digest.
+It is never found on PATH, runs the same model file by digest, and listens on a private UNIX socket
+where it asks for a random key: an engine that still ran could not use it as an oracle.
 """
 
 import sys
@@ -14,7 +15,7 @@ from harness.launch.process import ProcessLauncher
 
 COMMAND = (
     *(sys.executable, "-m", "engine.cli", "serve"),
-    *("--model", "{model}", "--uds", "{uds}"),
+    *("--model", "{model}", "--uds", "{uds}", "--api-key-file", "{api_key_file}"),
 )
 READY_TIMEOUT_S = 120.0
 

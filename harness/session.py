@@ -60,6 +60,7 @@ class GateSession:
     errors: list[str] = field(default_factory=list)
     blockers: list[str] = field(default_factory=list)
     interrupted: bool = False
+    terminated: bool = False
     outcomes: dict[str, tuple[str, str]] = field(default_factory=dict)
     findings: dict[str, list[tuple[str, Finding]]] = field(default_factory=dict)
     _part: Any = None

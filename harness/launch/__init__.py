@@ -13,7 +13,8 @@ from harness.observation import Json
 class LaunchSpec:
     """What to launch: a command template with {port} or {uds}, and {model}.
 
-    `args` follow the command, `env` is laid over the launcher's own environment.
+    `args` follow the command, `env` is laid over the launcher's own environment. The process
+    launcher also knows {api_key_file}: a random key, which the engine's client then sends.
     """
 
     command: tuple[str, ...]

@@ -39,11 +39,13 @@ class LogCapture:
             return self._streams[name].decode("utf-8", errors="replace")
 
     def join(self, timeout_s: float) -> None:
-        """Wait until the pipes have ended, and close the file."""
+        """Wait until the pipes have ended, and close the file whether they have or not."""
         for thread in self._threads:
             thread.join(timeout_s)
-        if self._file is not None and not any(thread.is_alive() for thread in self._threads):
-            self._file.close()
+        with self._lock:
+            file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def _read(self, name: str, pipe: IO[bytes]) -> None:
         with pipe:

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -22,6 +23,7 @@ from harness.clients.native import NativeClient
 from harness.errors import LaunchError
 from harness.launch import ExitFacts, LaunchSpec
 from harness.launch.facts import listening_ports, process_facts
+from harness.launch.guardian import Guardian
 from harness.launch.logs import LogCapture
 from harness.observation import Json
 from harness.transport import Endpoint
@@ -90,21 +92,31 @@ class ProcessEngine:
         self.spec = spec
         self.model_path = spec.model_path
         self.stopped = False
-        self._socket_dir = _socket_dir(spec)
-        self.uds = None if self._socket_dir is None else str(Path(self._socket_dir.name) / "e.sock")
+        self._private_dir = _private_dir(spec)
+        private = None if self._private_dir is None else Path(self._private_dir.name)
+        self.uds = str(private / "e.sock") if private and _names(spec, "{uds}") else None
         self.port = free_port()
         self.base_url = "http://engine" if self.uds else f"http://127.0.0.1:{self.port}"
-        self.client: EngineClient = client_factory(Endpoint(self.base_url, self.uds))
+        key_file = private / "api-key" if private and _names(spec, "{api_key_file}") else None
+        endpoint = Endpoint(self.base_url, self.uds, key_file and _write_key(key_file))
+        self.client: EngineClient = client_factory(endpoint)
         self._started = time.monotonic()
+        words = {"{port}": str(self.port), "{uds}": self.uds or "", "{api_key_file}": str(key_file)}
+        self.command = _filled(spec, words)
+        self._exit: ExitFacts | None = None
         self._log = LogCapture(log_file)
-        self.command = _filled(spec, self.port, self.uds)
-        self._process = _spawn(self.command, spec.env)
+        try:
+            self._process = _spawn(self.command, spec.env)
+        except LaunchError:
+            self._log.join(0.0)
+            self._remove_private()
+            raise
+        atexit.register(self._kill_group)
+        self._guardian = Guardian(self.pid)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._log.follow("stdout", self._process.stdout)
         self._log.follow("stderr", self._process.stderr)
-        self._exit: ExitFacts | None = None
-        atexit.register(self._kill_group)
 
     @property
     def pid(self) -> int:
@@ -163,14 +175,18 @@ class ProcessEngine:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout_s)
             self._exit = self._ended(timed_out=self.alive())
-            if self._socket_dir is not None:
-                self._socket_dir.cleanup()
+            self._remove_private()
         return self._exit
+
+    def _remove_private(self) -> None:
+        if self._private_dir is not None:
+            self._private_dir.cleanup()
 
     def _ended(self, *, timed_out: bool) -> ExitFacts:
         duration_s = time.monotonic() - self._started
         self._kill_group()
         self._process.wait()
+        self._guardian.release()
         self._log.join(2.0)
         atexit.unregister(self._kill_group)
         return ExitFacts(
@@ -236,11 +252,10 @@ def _digest(path: Path, size_bytes: int, mtime_ns: int) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def _filled(spec: LaunchSpec, port: int, uds: str | None) -> tuple[str, ...]:
-    words = {"{port}": str(port), "{model}": str(spec.model_path), "{uds}": uds or ""}
+def _filled(spec: LaunchSpec, words: Mapping[str, str]) -> tuple[str, ...]:
     filled = []
     for part in (*spec.command, *spec.args):
-        for name, value in words.items():
+        for name, value in {**words, "{model}": str(spec.model_path)}.items():
             part = part.replace(name, value)
         filled.append(part)
     return tuple(filled)
@@ -261,9 +276,23 @@ def _spawn(command: tuple[str, ...], env: Mapping[str, str]) -> "subprocess.Pope
         raise LaunchError(f"engine {shlex.join(command)[:200]}: cannot start: {error}") from None
 
 
-def _socket_dir(spec: LaunchSpec) -> "tempfile.TemporaryDirectory[str] | None":
-    wanted = any("{uds}" in part for part in (*spec.command, *spec.args))
-    return tempfile.TemporaryDirectory(prefix="haikugate-") if wanted else None
+def _names(spec: LaunchSpec, word: str) -> bool:
+    return any(word in part for part in (*spec.command, *spec.args))
+
+
+def _private_dir(spec: LaunchSpec) -> "tempfile.TemporaryDirectory[str] | None":
+    """A directory that only this user may enter, where the command needs one."""
+    if not (_names(spec, "{uds}") or _names(spec, "{api_key_file}")):
+        return None
+    return tempfile.TemporaryDirectory(prefix="haikugate-")
+
+
+def _write_key(path: Path) -> str:
+    """A random API key, in a file that only this user may read."""
+    key = secrets.token_hex(32)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(key)
+    return key
 
 
 def _bindable(port: int) -> bool:

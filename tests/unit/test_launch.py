@@ -1,9 +1,11 @@
 """Launching: readiness, deadlines, groups that die, ports that get lost, logs that stay bounded."""
 
+import gc
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from hashlib import sha256
@@ -13,6 +15,7 @@ import psutil
 import pytest
 
 import harness.launch.process as process_module
+from harness.clients.native import NativeClient
 from harness.errors import LaunchError
 from harness.launch import Launcher, LaunchSpec, RunningEngine
 from harness.launch.attach import AttachLauncher
@@ -197,3 +200,81 @@ def test_the_model_digest_follows_the_file(model: Path) -> None:
     before = file_sha256(model)
     model.write_bytes(b"other weights")
     assert file_sha256(model) != before
+
+
+HARNESS = """
+import sys, threading, time
+from pathlib import Path
+from harness.launch import LaunchSpec
+from harness.launch.process import ProcessLauncher
+
+command = (*sys.argv[1:], "--port", "{port}", "--misbehave", "child")
+spec = LaunchSpec(command, Path(sys.argv[2]))
+engines = []
+starter = threading.Thread(target=lambda: engines.append(ProcessLauncher().launch(spec)))
+starter.start()
+starter.join()
+child = next(x for x in engines[0].log_lines() if x.startswith("child ")).split()[1]
+time.sleep(0.3)
+print(engines[0].pid, child, engines[0].alive(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_engine_and_its_children_die_with_the_harness(model: Path, number: int) -> None:
+    """Launched from a thread that has ended: only the harness's own end may end the engine."""
+    command = (sys.executable, "-c", HARNESS, sys.executable, CANNED, "--model", str(model))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as harness:
+        assert harness.stdout is not None
+        engine, child, alive = harness.stdout.readline().split()
+        assert alive == "True"
+        harness.send_signal(number)
+    assert gone(int(engine))
+    assert gone(int(child))
+
+
+def test_a_stopped_engine_leaves_no_guardian(model: Path) -> None:
+    engine = ProcessLauncher().launch(spec(model))
+    guardian = engine._guardian.pid
+    assert psutil.pid_exists(guardian)
+    engine.stop()
+    assert not psutil.pid_exists(guardian)
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_stays_open_after_a_launch_that_fails(model: Path, tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for command in (("/no/such/engine", "{uds}"), (sys.executable, "-c", "exit(3)", "{uds}")):
+        with pytest.raises(LaunchError):
+            ProcessLauncher(log_dir=tmp_path).launch(LaunchSpec(command, model))
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_reference_needs_a_key_that_only_this_user_can_read(model: Path) -> None:
+    code = (
+        "import http.server, socketserver, sys, os\n"
+        "uds, key = sys.argv[1], open(sys.argv[2]).read()\n"
+        "assert os.stat(sys.argv[2]).st_mode & 0o777 == 0o600 and len(key) == 64\n"
+        "class H(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        ok = self.headers.get('Authorization') == 'Bearer ' + key\n"
+        "        self.send_response(200 if ok else 401); self.end_headers()\n"
+        "    def address_string(self): return 'uds'\n"
+        "socketserver.ThreadingUnixStreamServer(uds, H).serve_forever()\n"
+    )
+    command = (sys.executable, "-c", code, "{uds}", "{api_key_file}")
+    engine = ProcessLauncher().launch(LaunchSpec(command, model))
+    try:
+        assert engine.uds is not None
+        folder = Path(engine.uds).parent
+        assert folder.stat().st_mode & 0o777 == 0o700
+        stranger = NativeClient(Endpoint(engine.base_url, engine.uds))
+        assert stranger.health().status == 401
+        health = engine.client.health()
+        assert health.status == 200
+        assert dict(health.request_headers)["Authorization"] == "[redacted]"
+    finally:
+        engine.stop()
+    assert not folder.exists()

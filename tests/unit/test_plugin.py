@@ -1,3 +1,7 @@
+import sys
+from pathlib import Path
+
+import psutil
 import pytest
 
 from tests.unit.gate_project import SUITE, GateProject
@@ -397,6 +401,26 @@ def test_a_killed_run_leaves_an_incomplete_bundle(project: GateProject) -> None:
     project.suite(changed('observe(seen="two")', "import os; os._exit(0)"))
     project.run()
     assert project.bundle.incomplete
+
+
+def test_sigterm_stops_the_engine_and_leaves_an_incomplete_bundle(project: GateProject) -> None:
+    engine = Path(__file__).parent.parent / "canned_engine.py"
+    project.suite(
+        "import os, signal, time, pytest\n"
+        '@pytest.mark.check("G1-TWO", "G2-ONE")\n'
+        "def test_two(engine, observe):\n"
+        "    open('pids', 'w').write(f'{engine.pid} {engine._guardian.pid}')\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    command = f"{sys.executable} {engine} --port {{port}} --model {{model}}"
+    result = project.run("--engine-command", command)
+    assert result.ret == 130, result.stdout.str()
+    assert "ended by SIGTERM; INCOMPLETE" in result.stdout.str()
+    assert project.bundle.incomplete
+    engine_pid, guardian_pid = map(int, (project.folder / "pids").read_text().split())
+    assert not psutil.pid_exists(engine_pid)
+    assert not psutil.pid_exists(guardian_pid)
 
 
 def test_a_bundle_of_the_run_verifies(
