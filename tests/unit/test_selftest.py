@@ -1,0 +1,95 @@
+"""The self-test's arithmetic: what counts as caught, as an alarm, and as proof."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.saboteurs.registry import CONTROL, SABOTEURS
+from harness.selftest import Trial, chosen, n_trials, qualification, required_tests
+from harness.selftest_command import JSON_NAME, MARKDOWN_NAME, as_markdown, write
+
+NAME = "inflated-usage"
+CHECK = "G4-GENUINE-COUNT"
+
+
+def trial(name: str, verdict: str, **more: str) -> Trial:
+    verdicts = {CHECK: verdict, **more}
+    return Trial(name, verdicts, {check: f"said {v}" for check, v in verdicts.items()}, 1.0)
+
+
+CLEAN = trial(CONTROL.name, "pass")
+
+
+def test_caught_by_the_intended_check_and_a_clean_control_hold() -> None:
+    found = qualification([NAME], [CLEAN, trial(NAME, "fail")])
+    assert found.holds
+    assert found.rows[0].verdict == "caught"
+    assert found.control.alarms == {}
+
+
+@pytest.mark.parametrize("verdict", ["pass", "error", "not_run"])
+def test_anything_but_a_fail_is_a_miss(verdict: str) -> None:
+    found = qualification([NAME], [CLEAN, trial(NAME, verdict, **{"G1-HTTP-SSE": "fail"})])
+    assert not found.holds
+    assert found.rows[0].verdict == "missed"
+    assert found.rows[0].by == {"G1-HTTP-SSE": 1}
+
+
+def test_one_miss_of_many_runs_is_a_miss() -> None:
+    trials = [CLEAN, *[trial(NAME, "fail")] * 9, trial(NAME, "pass")]
+    found = qualification([NAME], trials)
+    assert (found.rows[0].caught, found.rows[0].runs) == (9, 10)
+    assert not found.holds
+    assert found.rows[0].miss_rate_bound == pytest.approx(0.394, abs=0.001)
+
+
+@pytest.mark.parametrize("verdict", ["fail", "error"])
+def test_an_alarm_of_the_control_does_not_hold(verdict: str) -> None:
+    found = qualification([NAME], [trial(CONTROL.name, verdict), trial(NAME, "fail")])
+    assert not found.holds
+    assert found.control.alarms == {CHECK: f"said {verdict}"}
+
+
+def test_a_control_that_did_not_run_the_check_is_an_alarm() -> None:
+    silent = Trial(CONTROL.name, {}, {}, 1.0)
+    assert not qualification([NAME], [silent, trial(NAME, "fail")]).holds
+    assert not qualification([NAME], [trial(NAME, "fail")]).holds
+    assert not qualification([], [CLEAN]).holds
+
+
+def test_an_unproven_saboteur_does_not_hold() -> None:
+    found = qualification([NAME], [CLEAN])
+    assert found.rows[0].verdict == "unproven"
+    assert found.rows[0].miss_rate_bound == 1.0
+    assert not found.holds
+
+
+def test_quick_takes_one_of_each_check() -> None:
+    names = chosen((), quick=True)
+    intended = [SABOTEURS[name].caught_by for name in names]
+    assert sorted(set(intended)) == sorted(intended)
+    assert set(intended) == {saboteur.caught_by for saboteur in SABOTEURS.values()}
+    assert chosen((), quick=False) == list(SABOTEURS)
+    with pytest.raises(UsageError, match="no such saboteur"):
+        chosen(["nobody"], quick=False)
+
+
+def test_the_number_of_trials_counts_the_control_and_leaves_out_what_has_no_test() -> None:
+    assert required_tests(CHECK) == ("test_tokens_are_counted_alike",)
+    assert n_trials([NAME], 3) == 6
+
+
+def test_both_files_are_written_as_the_report_reads_them(tmp_path: Path) -> None:
+    write(qualification([NAME], [CLEAN, trial(NAME, "fail")]), tmp_path)
+    told = json.loads((tmp_path / JSON_NAME).read_text())
+    row = told["saboteurs"][0]
+    assert {k: row[k] for k in ("name", "intended", "runs", "caught", "by")} == {
+        "name": NAME, "intended": CHECK, "runs": 1, "caught": 1, "by": [CHECK],
+    }  # fmt: skip
+    assert f"| {NAME} |" in (tmp_path / MARKDOWN_NAME).read_text()
+
+
+def test_the_markdown_says_what_is_unproven() -> None:
+    assert "| unproven |" in as_markdown(qualification([NAME], [CLEAN]))
