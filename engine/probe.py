@@ -27,12 +27,15 @@ class ProbeOptions:
 
 PROBES: dict[str, str] = {
     "dequant": "engine.probes.dequant",
+    "products": "engine.probes.products",
     "gguf-refusals": "engine.probes.gguf_refusals",
     "tokenizer": "engine.probes.tokenizer",
     "adapters": "engine.probes.adapters",
     "logits": "engine.probes.logits",
     "sampler": "engine.probes.sampler",
+    "mxfp4": "engine.probes.mxfp4",
     "kernels-compile": "engine.backends.cuda_compile",
+    "kernels-api": "engine.backends.cuda_launchers",
 }
 """Module of each probe; it has `cases(options) -> list[Case]`."""
 
