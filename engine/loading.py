@@ -62,7 +62,7 @@ def load_model(
 
     options = options or LoadOptions()
     progress = progress or _silent
-    backend = _import_backend(options.device)
+    backend = import_backend(options.device)
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_file(file)
         adapter = adapter_for(config)
@@ -107,7 +107,8 @@ class FileDigest(threading.Thread):
         self.sha256 = digest.hexdigest()
 
 
-def _import_backend(device: str) -> Any:
+def import_backend(device: str) -> Any:
+    """The backend's module for a device; DeviceError names what is not installed."""
     try:
         return importlib.import_module(BACKENDS[backend_of(device)])
     except ImportError as error:

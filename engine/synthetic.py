@@ -291,7 +291,7 @@ class _Noise:
     def _blocks(self, name: str, type_name: str, columns: int, n_blocks: int) -> Iterator[bytes]:
         rng, block_bytes = self._rng(name), BLOCK_FORMATS[type_name].block_bytes
         if n_blocks <= _POOL_BLOCKS:
-            yield _random_blocks(rng, type_name, columns, n_blocks).tobytes()
+            yield random_blocks(rng, type_name, columns, n_blocks).tobytes()
             return
         pool = self._pool(type_name, columns)
         while n_blocks > 0:
@@ -304,11 +304,11 @@ class _Noise:
         key = (type_name, columns)
         if key not in self._pools:
             rng = self._rng(f"{type_name} {columns}")
-            self._pools[key] = _random_blocks(rng, type_name, columns, _POOL_BLOCKS).tobytes()
+            self._pools[key] = random_blocks(rng, type_name, columns, _POOL_BLOCKS).tobytes()
         return self._pools[key]
 
 
-def _random_blocks(
+def random_blocks(
     rng: np.random.Generator, type_name: str, columns: int, n_blocks: int
 ) -> NDArray[np.uint8]:
     """uint8[n_blocks, block_bytes] whose weights are noise of standard deviation 1/√columns."""

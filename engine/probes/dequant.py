@@ -8,7 +8,7 @@ import numpy as np
 from engine.probe import Case, ProbeOptions
 from engine.quants import BLOCK_FORMATS, BlockFormat
 
-_N_BLOCKS = 8
+_MIN_BLOCKS, _MIN_VALUES = 8, 1024
 _FILLS = {"zeros": 0x00, "ones": 0xFF, "alternating": 0xAA, "half-one": 0x3C}
 
 
@@ -16,7 +16,8 @@ def cases(options: ProbeOptions) -> list[Case]:
     """Each block format on random blocks of the seed and on constant bytes."""
     found: list[Case] = []
     for name, block_format in BLOCK_FORMATS.items():
-        size_bytes = _N_BLOCKS * block_format.block_bytes
+        n_blocks = max(_MIN_BLOCKS, _MIN_VALUES // block_format.block_size)
+        size_bytes = n_blocks * block_format.block_bytes
         inputs = {"random": random.Random(f"{options.seed}/{name}").randbytes(size_bytes)}  # noqa: S311
         inputs |= {fill: bytes([value]) * size_bytes for fill, value in _FILLS.items()}
         found += [_case(block_format, kind, raw) for kind, raw in inputs.items()]

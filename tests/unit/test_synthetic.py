@@ -19,8 +19,8 @@ from engine.synthetic import (
     PUBLISHED,
     TINY,
     _constants,
-    _random_blocks,
     _Weights,
+    random_blocks,
     write_model,
 )
 from engine.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ def test_published_shapes_weigh_what_the_published_files_weigh(name: str) -> Non
 
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_noise_has_the_wanted_deviation(name: str) -> None:
-    raw = _random_blocks(np.random.default_rng(0), name, 1024, 4096)
+    raw = random_blocks(np.random.default_rng(0), name, 1024, 4096)
     numbers = BLOCK_FORMATS[name].dequantize(raw)
     assert 0.3 < numbers.std() * 32 < 3
     assert abs(numbers.mean()) < 0.2 * numbers.std()
