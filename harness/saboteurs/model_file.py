@@ -1,10 +1,10 @@
 """Saboteurs that load a damaged copy of the model file."""
 
-import json
+import math
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,71 @@ import numpy as np
 
 from harness.saboteurs.proxy import Saboteur
 
-Tensor = dict[str, Any]
 Blocks = np.ndarray[Any, np.dtype[np.uint8]]
+Q4_1_TYPE_ID = 3
 Q4_1_BLOCK_BYTES = 20
+Q4_1_BLOCK_SIZE = 32
 Q4_1_HEADER_BYTES = 4
+VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+STRING, ARRAY = 8, 9
+ALIGNMENT = 32
 
 
-def tensors(path: Path) -> list[Tensor]:
-    """Name, type, offset and bytes of each tensor, as the reference engine reads them."""
-    command = [sys.executable, "-m", "engine.cli", "inspect", str(path), "--json"]
-    inspected = subprocess.run(command, check=True, capture_output=True)
-    found: list[Tensor] = json.loads(inspected.stdout)["tensors"]
-    return found
+@dataclass(frozen=True)
+class Q4Tensor:
+    """A Q4_1 tensor: its name and where its bytes lie in the file."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class _Header:
+    """Reads the head of a GGUF file that is known to be good (the honest model)."""
+
+    def __init__(self, content: memoryview) -> None:
+        self.content = content
+        self.at = 8
+
+    def number(self, kind: str) -> int:
+        (value,) = struct.unpack_from(f"<{kind}", self.content, self.at)
+        self.at += struct.calcsize(f"<{kind}")
+        return int(value)
+
+    def text(self) -> str:
+        size = self.number("Q")
+        self.at += size
+        return bytes(self.content[self.at - size : self.at]).decode()
+
+    def skip(self, kind: int) -> None:
+        if kind == STRING:
+            self.text()
+        elif kind == ARRAY:
+            member = self.number("I")
+            for _ in range(self.number("Q")):
+                self.skip(member)
+        else:
+            self.at += VALUE_BYTES[kind]
+
+
+def q4_tensors(path: Path) -> Iterator[Q4Tensor]:
+    """The Q4_1 tensors of a good GGUF file (version 3, default alignment)."""
+    header = _Header(memoryview(path.read_bytes()))
+    n_tensors, n_fields = header.number("Q"), header.number("Q")
+    for _ in range(n_fields):
+        header.text()
+        header.skip(header.number("I"))
+    found = []
+    for _ in range(n_tensors):
+        name = header.text()
+        shape = [header.number("Q") for _ in range(header.number("I"))]
+        found.append((name, math.prod(shape), header.number("I"), header.number("Q")))
+    data = -(-header.at // ALIGNMENT) * ALIGNMENT
+    for name, n_weights, kind, offset in found:
+        if kind == Q4_1_TYPE_ID:
+            start = data + offset
+            size = n_weights // Q4_1_BLOCK_SIZE * Q4_1_BLOCK_BYTES
+            yield Q4Tensor(name, start, start + size)
 
 
 def damaged(
@@ -33,12 +86,11 @@ def damaged(
     copy = scratch / path.name
     shutil.copyfile(path, copy)
     content = np.memmap(copy, dtype=np.uint8, mode="r+")
-    hit = [t for t in tensors(path) if t["type"] == "Q4_1" and wanted(t["name"])]
+    hit = [tensor for tensor in q4_tensors(path) if wanted(tensor.name)]
     if not hit:
         raise ValueError(f"{path.name}: no Q4_1 tensor to damage")
     for tensor in hit:
-        start, stop = tensor["offset"], tensor["offset"] + tensor["bytes"]
-        damage(content[start:stop].reshape(-1, Q4_1_BLOCK_BYTES))
+        damage(content[tensor.start : tensor.stop].reshape(-1, Q4_1_BLOCK_BYTES))
     content.flush()
     return copy
 
@@ -63,11 +115,11 @@ class PerturbedWeights(Saboteur):
     """Loads a slightly different fine-tune."""
 
     name = "perturbed-weights"
-    cheat = "serves another fine-tune: one weight in sixteen moved by one step"
+    cheat = "serves another fine-tune: two weights of each 32 moved by one step"
     caught_by = "G4-GENUINE-RESCORE"
 
     def model(self, path: Path, scratch: Path) -> Path:
-        """Flip the lowest bit of one weight of each block's pairs."""
+        """Flip the lowest bit of the two weights in each block's first byte."""
 
         def move(blocks: Blocks) -> None:
             blocks[:, Q4_1_HEADER_BYTES] ^= 0x11
