@@ -1,6 +1,5 @@
 """Every architecture agrees with transformers in float32 on tiny random models."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,6 @@ pytest.importorskip("transformers", reason="the extra `oracle` is not installed"
 
 import torch
 
-from engine.adapters import adapter_for
-from engine.backends import LoadOptions, cpu
-from engine.config import ModelConfig
-from engine.gguf import GGUFFile
 from engine.sampler import SamplingParams
 from tests.oracle import tiny_models
 from tests.oracle.tiny_models import VOCABULARY, Shape
@@ -40,20 +35,13 @@ CASES = {
 }
 
 
-def load(path: Path) -> cpu.CpuRuntime:
-    with GGUFFile.open(path) as file:
-        config = ModelConfig.from_file(file)
-        program = adapter_for(config).program(config, file.tensors)
-        return cpu.load(file, program, LoadOptions(n_threads=2), lambda _done, _total: None)
-
-
 @pytest.fixture(scope="module", params=list(CASES))
 def pair(request: Any, tmp_path_factory: Any) -> Any:
     shape = CASES[request.param]
     model = tiny_models.build(shape)
     path = tmp_path_factory.mktemp("tiny") / "model.gguf"
     tiny_models.write(model, shape, path)
-    runtime = load(path)
+    runtime = tiny_models.load(path)
     yield model, runtime
     runtime.close()
 

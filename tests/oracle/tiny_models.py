@@ -10,6 +10,13 @@ import numpy as np
 import torch
 import transformers
 
+from engine.adapters import adapter_for
+from engine.backends import LoadOptions, cpu
+from engine.config import ModelConfig
+from engine.gguf import GGUFFile
+from engine.quants import BLOCK_FORMATS
+from engine.synthetic import random_blocks
+
 VOCABULARY = 96
 
 
@@ -183,8 +190,34 @@ def _layout(shape: Shape, module: str, weight: Any) -> Any:
     return weight.T if shape.architecture == "gpt2" and weight.ndim == 2 else weight
 
 
-def write(model: Any, shape: Shape, path: Path) -> None:
-    """A GGUF file of the model, every tensor F32."""
+def _blocks(weight: Any, kind: str) -> Any:
+    """The weight in blocks, by the `gguf` package; noise of its size where that cannot quantize."""
+    kind_id = gguf.GGMLQuantizationType[kind]
+    try:
+        return gguf.quantize(np.ascontiguousarray(weight), kind_id)
+    except NotImplementedError:
+        columns = weight.shape[-1]
+        n_blocks = weight.size // BLOCK_FORMATS[kind].block_size
+        noise = random_blocks(np.random.default_rng(weight.size), kind, columns, n_blocks)
+        return noise.reshape(*weight.shape[:-1], -1)
+
+
+def quantize(model: Any, shape: Shape, kind: str) -> dict[str, Any]:
+    """Blocks of every matrix but routers by GGUF name; the model gets the dequantized numbers."""
+    found = {}
+    for name, weight in tensors(model, shape).items():
+        if weight.ndim > 1 and name.endswith(".weight") and "ffn_gate_inp" not in name:
+            found[name] = _blocks(weight, kind)
+            numbers = gguf.dequantize(found[name], gguf.GGMLQuantizationType[kind])
+            weight[...] = numbers.reshape(weight.shape)
+            assert np.shares_memory(weight, tensors(model, shape)[name]), name
+    return found
+
+
+def write(
+    model: Any, shape: Shape, path: Path, kind: str = "F32", blocks: dict[str, Any] | None = None
+) -> None:
+    """A GGUF file of the model: every tensor F32, but for the `blocks` of type `kind`."""
     writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_block_count(shape.n_layers)
     writer.add_context_length(shape.context_length)
@@ -204,7 +237,11 @@ def write(model: Any, shape: Shape, path: Path) -> None:
     if shape.architecture == "gpt-oss":
         _write_gpt_oss(writer, shape)
     for name, weight in tensors(model, shape).items():
-        writer.add_tensor(name, np.ascontiguousarray(weight, np.float32))
+        if blocks and name in blocks:
+            kind_id = gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(name, np.ascontiguousarray(blocks[name]), raw_dtype=kind_id)
+        else:
+            writer.add_tensor(name, np.ascontiguousarray(weight, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -220,3 +257,11 @@ def _write_gpt_oss(writer: Any, shape: Shape) -> None:
     writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
     writer.add_rope_scaling_factor(32.0)
     writer.add_rope_scaling_orig_ctx_len(shape.original_context)
+
+
+def load(path: Path) -> cpu.CpuRuntime:
+    """The file on the CPU backend; the caller closes it."""
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_file(file)
+        program = adapter_for(config).program(config, file.tensors)
+        return cpu.load(file, program, LoadOptions(n_threads=2), lambda _done, _total: None)
