@@ -1,6 +1,8 @@
 """Malformed GGUF files, class by class, and what the reader says of each."""
 
+import resource
 import struct
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -109,4 +111,11 @@ def _case(path: Path, name: str, content: bytes) -> Case:
         "message": None if error is None else str(error),
         "duration_ms": duration_ms,
         "peak_bytes": peak_bytes,
+        "max_rss_bytes": _max_rss_bytes(),
     }
+
+
+def _max_rss_bytes() -> int:
+    """The most resident memory of this process so far; Linux counts it in KiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
