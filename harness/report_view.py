@@ -125,6 +125,7 @@ def caveats(bundle: BundleReader, checks: Iterable[CheckView]) -> list[str]:
     """What this report does not establish, each a sentence."""
     counts = Counter(check.verdict for check in checks)
     judging = bundle.metadata.get("judging") or {}
+    engine = bundle.metadata.get("engine") or {}
     said = {
         "It is no M0 certificate: the three reference models were not run on a CUDA GPU.": (
             bundle.checks["profile"] != "m0"
@@ -143,7 +144,7 @@ def caveats(bundle: BundleReader, checks: Iterable[CheckView]) -> list[str]:
             judging.get("lower_gates")
         ),
         "The engine ran unsealed: it could have reached the network.": (
-            judging.get("launcher") != "docker"
+            engine.get("sealed") is not True
         ),
         "An OpenAI-compatible API shows behaviour only: what needs the native API is not judged.": (
             judging.get("engine_kind") == "openai"

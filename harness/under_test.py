@@ -123,7 +123,7 @@ class EngineUnderTest:
             "kind": options.kind,
             "launcher": options.launcher,
             "ours": options.ours,
-            "command": [_without_home(part) for part in self.command],
+            "command": [_without_machine(part) for part in self.command],
             "url": options.url or None,
             "image": options.image or None,
             "sealed": getattr(self.launcher, "sealed", False),
@@ -153,9 +153,14 @@ def _file_of(part: str) -> Path | None:
     return found if found.is_file() else None
 
 
-def _without_home(part: str) -> str:
-    home = str(Path.home())
-    return "~" + part[len(home) :] if part.startswith(home + os.sep) else part
+def _without_machine(part: str) -> str:
+    """A word of the command as a bundle may show it: its files by name, not where they lie here."""
+    flag, equals, value = part.partition("=")
+    if equals and flag.startswith("-"):
+        return flag + equals + _without_machine(value)
+    if part == sys.executable:
+        return "python"
+    return Path(part).name if os.path.isabs(part) else part
 
 
 def _model(name: str) -> dict[str, Json]:

@@ -98,8 +98,8 @@ class ProcessEngine:
         self.port = free_port()
         self.base_url = "http://engine" if self.uds else f"http://127.0.0.1:{self.port}"
         key_file = private / "api-key" if private and _names(spec, "{api_key_file}") else None
-        endpoint = Endpoint(self.base_url, self.uds, key_file and _write_key(key_file))
-        self.client: EngineClient = client_factory(endpoint)
+        api_key = None if key_file is None else _write_key(key_file)
+        self.client: EngineClient = client_factory(Endpoint(self.base_url, self.uds, api_key))
         self._started = time.monotonic()
         words = {"{port}": str(self.port), "{uds}": self.uds or "", "{api_key_file}": str(key_file)}
         self.command = _filled(spec, words)

@@ -179,6 +179,14 @@ def test_a_foreign_engine_is_identified_by_its_files(tmp_path: Path) -> None:
     assert first["digest"] != second["digest"]
 
 
+def test_an_identity_names_no_place_of_this_machine(tmp_path: Path) -> None:
+    command = f"{sys.executable} {tmp_path}/serve.py --model={{model}} --lib={tmp_path}/x.so a=/b"
+    shown = EngineUnderTest(EngineOptions("cpu", command=command)).identity()["command"]
+    assert shown == ["python", "serve.py", "--model={model}", "--lib=x.so", "a=/b"]
+    ours = EngineUnderTest(EngineOptions("cpu")).identity()["command"]
+    assert ours[:3] == ["python", "-m", "engine.cli"]
+
+
 def test_a_second_run_waits_for_a_gpu(tmp_path: Path) -> None:
     with lock_gpus(["0", "1"], folder=tmp_path):
         with pytest.raises(LaunchError, match="GPU 1: another run holds it"):

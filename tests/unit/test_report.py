@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import junitparser
 import pytest
@@ -25,6 +27,7 @@ from harness.report import (
     render_reports,
     visible,
 )
+from harness.report_view import caveats
 from tests.unit.bundles import HOSTILE, JUDGES, SEEN, exchange, observation, sealed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -227,3 +230,19 @@ def test_the_layout_fits_the_screen(bundle: Path, tmp_path: Path, width: int, op
     ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert f"<title>[{width},[]]</title>" in dom, re.findall("<title>.*?</title>", dom)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "sealed_", "said"),
+    [("docker", True, False), ("docker", False, True), ("process", False, True)],
+)
+def test_unsealed_is_said_of_every_engine_that_ran_so(
+    launcher: str, sealed_: bool, said: bool
+) -> None:
+    metadata = {
+        "judging": {"launcher": launcher},
+        "engine": {"sealed": sealed_},
+        "signer": {"kind": "key"},
+    }
+    bundle: Any = SimpleNamespace(metadata=metadata, checks={"profile": "cpu"})
+    assert any("unsealed" in sentence for sentence in caveats(bundle, ())) is said

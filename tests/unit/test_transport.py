@@ -1,6 +1,7 @@
 """The recording transport: what it keeps, and how it bounds hostile servers."""
 
 import json
+import os
 import socket
 import socketserver
 import threading
@@ -177,6 +178,22 @@ def test_over_a_unix_socket(tmp_path: Path) -> None:
         exchange = Http(Endpoint("http://engine", uds=path), LIMITS).exchange("GET", "/health")
         thread.join()
     assert exchange.body == b"ok"
+
+
+def test_nothing_stays_open_where_nobody_listens(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    silent = str(tmp_path / "nobody.sock")
+    places = (Endpoint("http://engine", uds=silent), Endpoint(f"http://127.0.0.1:{port}"))
+    clients = [Http(place, LIMITS) for place in places]
+    before = os.listdir("/proc/self/fd")
+    for client in clients:
+        for _ in range(20):
+            exchange = client.exchange("GET", "/health")
+            assert (exchange.status, exchange.closed_by) == (None, "server")
+            assert exchange.error is not None
+            assert exchange.error.startswith("Connect")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_a_live_exchange_shows_events_and_can_be_left() -> None:
