@@ -13,9 +13,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import psutil
 
 from harness.certify import PLAIN, SUITES
 from harness.checklist import load_checklists
@@ -139,24 +142,39 @@ def trial(saboteur: str, checks: Sequence[str], model: Path) -> Trial:
     started = time.monotonic()
     with TemporaryDirectory(prefix="haikugate-selftest-") as folder:
         command = _pytest_command(saboteur, checks, model, Path(folder))
-        try:
-            subprocess.run(
-                command,
-                env=_environment(),
-                capture_output=True,
-                timeout=TRIAL_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return Trial(saboteur, {}, {}, time.monotonic() - started)
+        ended = _run(command)
         rows = _verdict_rows(Path(folder))
     seen = {row["id"]: row for row in rows if row["verdict"] in ("pass", *ALARMS)}
+    messages = {id_: str(row["message"]) for id_, row in seen.items()}
+    if not ended:
+        messages = dict.fromkeys(checks, f"no verdict after {TRIAL_TIMEOUT_S:.0f} s")
     return Trial(
         saboteur,
         {id_: str(row["verdict"]) for id_, row in seen.items()},
-        {id_: str(row["message"]) for id_, row in seen.items()},
+        messages,
         time.monotonic() - started,
     )
+
+
+def _run(command: Sequence[str]) -> bool:
+    """Run to its end; False if time ran out. Whatever happens, its engines end with it."""
+    quiet = subprocess.DEVNULL
+    running = subprocess.Popen(command, env=_environment(), stdout=quiet, stderr=quiet)
+    try:
+        running.wait(TRIAL_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        if running.poll() is None:
+            _kill_tree(psutil.Process(running.pid))
+            running.wait()
+    return True
+
+
+def _kill_tree(leader: psutil.Process) -> None:
+    for process in (*leader.children(recursive=True), leader):
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _pytest_command(saboteur: str, checks: Sequence[str], model: Path, folder: Path) -> list[str]:

@@ -1,8 +1,11 @@
 """The self-test's arithmetic: what counts as caught, as an alarm, and as proof."""
 
 import json
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from harness.errors import UsageError
@@ -93,3 +96,22 @@ def test_both_files_are_written_as_the_report_reads_them(tmp_path: Path) -> None
 
 def test_the_markdown_says_what_is_unproven() -> None:
     assert "| unproven |" in as_markdown(qualification([NAME], [CLEAN]))
+
+
+def test_a_trial_that_does_not_end_is_killed_with_its_children(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import harness.selftest
+
+    told = tmp_path / "pid"
+    child = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    monkeypatch.setattr(harness.selftest, "TRIAL_TIMEOUT_S", 3.0)
+    assert harness.selftest._run([sys.executable, "-c", parent]) is False
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid := int(told.read_text())) and time.monotonic() < deadline:
+        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.05)
+    else:
+        assert not psutil.pid_exists(pid)
