@@ -1,0 +1,80 @@
+"""Gate 4: out of memory: at start, and in the midst of a stream that outgrows the KV budget."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from harness.launch import LaunchEngine, Launcher, LaunchSpec, RunningEngine
+from harness.observation import Exchange, Json, Observe
+
+STORY = "Once upon a time, in a small village by the sea, there lived"
+KV_MIB = 8
+EXHAUSTING_TOKENS = 2000
+PROBE: dict[str, Any] = {"prompt": STORY, "max_tokens": 12, "temperature": 0.0, "seed": 1}
+
+
+@pytest.mark.check("G4-OOM-LOAD")
+@pytest.mark.parametrize("share", ["half", "almost"])
+def test_model_does_not_fit(
+    share: str, launcher: Launcher, launch_spec: LaunchSpec, observe: Observe
+) -> None:
+    model_bytes = launch_spec.model_path.stat().st_size
+    limit_mib = int(model_bytes * {"half": 0.5, "almost": 0.95}[share]) >> 20
+    args = (*launch_spec.args, "--memory-limit-mb", str(limit_mib))
+    ended = launcher.run_to_exit(replace(launch_spec, args=args), 60.0)
+    observe(
+        exit=asdict(ended),
+        limit_bytes=limit_mib << 20,
+        model_bytes=model_bytes,
+        model_name=launch_spec.model_path.name,
+    )
+
+
+@pytest.mark.check(
+    "G4-OOM-KV",
+    "G4-OOM-MESSAGE",
+    "G4-OOM-ALIVE",
+    "G4-OOM-RECOVERS",
+    "G4-OOM-EVENT",
+    "G4-OOM-HEALTH",
+)
+def test_kv_budget_exhausted(launch_engine: LaunchEngine, observe: Observe) -> None:
+    engine = launch_engine("--kv-cache-mb", str(KV_MIB), "--inference-timeout-s", "120")
+    client = engine.client
+    before, at_first = client.execute(**PROBE), leader(engine)
+    idle = client.health()
+    long = exhaust(engine)
+    sick = client.health()
+    after = client.execute(**PROBE)
+    observe(
+        before=before,
+        idle=idle,
+        long=long,
+        sick=sick,
+        after=after,
+        recovered=client.health(),
+        second=client.execute(**PROBE),
+        at_first=at_first,
+        at_last=leader(engine),
+        kv_limit_bytes=KV_MIB << 20,
+        model_sha256=engine.model_sha256,
+    )
+
+
+def exhaust(engine: RunningEngine) -> list[Exchange]:
+    """Streams that outgrow the budget, until two did: a text may end by itself before."""
+    long: list[Exchange] = []
+    while len(long) < 8 and sum(b"event: error" in seen.body for seen in long) < 2:
+        long.append(
+            engine.client.execute(
+                prompt=STORY, max_tokens=EXHAUSTING_TOKENS, temperature=1.0, seed=len(long)
+            )
+        )
+    return long
+
+
+def leader(engine: RunningEngine) -> Json:
+    """Which process serves, and since when."""
+    facts = engine.process_facts() or {}
+    return {name: facts.get(name) for name in ("pid", "create_time")}
