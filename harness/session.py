@@ -18,7 +18,13 @@ from typing import Any
 from harness.asked import Asked
 from harness.checklist import Check, Checklists
 from harness.errors import LaunchError
-from harness.gates import JudgeContext, judge_observation, places_in, runnable
+from harness.gates import (
+    JudgeContext,
+    judge_observation,
+    places_in,
+    runnable,
+    why_not_applicable,
+)
 from harness.launch import RunningEngine
 from harness.observation import Exchange, Finding, Json, Observation
 from harness.trace import Collected
@@ -189,6 +195,10 @@ class GateSession:
         """The known checks of a test that are worth observing here, by the checklists."""
         known = (self.checklists.checks.get(id_) for id_ in dict.fromkeys(item.checks))
         return [check for check in known if check is not None and runnable(check, self.context)]
+
+    def only_reported(self, id_: str) -> bool:
+        """Whether the check's numbers are reported here, and not judged."""
+        return bool(why_not_applicable(self.checklists.checks[id_], self.context))
 
     def wanted(self, item: Collected) -> bool:
         """Whether any check of the test is in scope, and requires it here or does not list it."""

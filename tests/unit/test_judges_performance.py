@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from harness.baseline import baseline_of, files_of, kept_path, replace_last, timing_of
+from harness.checklist import load_checklists
 from harness.experiment import ExperimentConfig
+from harness.gates import JudgeContext
 from harness.judges import JUDGES
 from harness.observation import Exchange, Observation, Verdict
+from harness.session import GateSession, Nonce
 from tests.unit.recorded import MS, events, exchange, run, stream
 
 ERROR = Verdict.ERROR
@@ -259,3 +262,13 @@ def test_an_experiment_stays_in_its_process() -> None:
     fails(measure(children_cpu_s=3.0), "3.00 s in others")
     fails(measure(timeseries_head="nope"), "no Parquet")
     fails(measure(returned_id="y"), "another result")
+
+
+def test_what_is_reported_alone_fails_nobody() -> None:
+    sessions = {
+        profile: GateSession(load_checklists(), JudgeContext(profile), None, Nonce("n"))  # type: ignore[arg-type]
+        for profile in ("cpu", "gpu")
+    }
+    assert sessions["cpu"].only_reported("G4-PERF-RATE")
+    assert not sessions["gpu"].only_reported("G4-PERF-RATE")
+    assert not sessions["cpu"].only_reported("G4-MEASURE")
