@@ -106,7 +106,10 @@ def release_pages(raw: NDArray[np.uint8]) -> None:
 
 
 def _interleave(tensor: Tensor, matrix: Matrix) -> None:
-    """Repack in runs of whole tiles, so that little of the file is resident at a time."""
+    """Repack in runs of whole tiles, so that little of the file is resident at a time.
+
+    Each release begins at the tensor's start: a page fault maps its neighbours again.
+    """
     size = matrix.n_tiles * matrix.tile_bytes
     for index in range(matrix.n_stacked):
         raw = tensor.raw[index * matrix.rows : (index + 1) * matrix.rows]
@@ -116,7 +119,7 @@ def _interleave(tensor: Tensor, matrix: Matrix) -> None:
             first = row // TILE_ROWS * matrix.tile_bytes
             end = -(-(row + len(here)) // TILE_ROWS) * matrix.tile_bytes
             repack(tensor.type, here, matrix.columns, out[first:end])
-            release_pages(here)
+            release_pages(tensor.raw[: index * matrix.rows + row + len(here)])
 
 
 class Weights:
