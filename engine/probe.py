@@ -29,6 +29,7 @@ PROBES: dict[str, str] = {
     "dequant": "engine.probes.dequant",
     "products": "engine.probes.products",
     "gguf-refusals": "engine.probes.gguf_refusals",
+    "gpt-oss-parts": "engine.probes.gpt_oss_parts",
     "tokenizer": "engine.probes.tokenizer",
     "adapters": "engine.probes.adapters",
     "logits": "engine.probes.logits",

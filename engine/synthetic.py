@@ -99,7 +99,8 @@ TINY: dict[str, Shape] = {
 }  # fmt: skip
 
 FLOAT = {f"{name}-f32": replace(shape, types={"default": "F32"}) for name, shape in TINY.items()}
-MODELS = TINY | FLOAT | PUBLISHED
+ALL_MXFP4 = {"tiny-gpt-oss-mxfp4": replace(TINY["tiny-gpt-oss"], types={"default": "MXFP4"})}
+MODELS = TINY | FLOAT | ALL_MXFP4 | PUBLISHED
 
 
 def write_model(path: Path, name: str, seed: int = 0) -> int:

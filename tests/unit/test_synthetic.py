@@ -15,6 +15,7 @@ from engine.loading import load_model
 from engine.quants import BLOCK_FORMATS
 from engine.sampler import SamplingParams
 from engine.synthetic import (
+    ALL_MXFP4,
     FLOAT,
     MODELS,
     PUBLISHED,
@@ -104,4 +105,4 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="t: 16 bytes wanted, got 4"):
         write_gguf(tmp_path / "m", {}, [short])
     assert not list(tmp_path.iterdir())
-    assert set(MODELS) == set(TINY) | set(FLOAT) | set(PUBLISHED)
+    assert set(MODELS) == set(TINY | FLOAT | ALL_MXFP4 | PUBLISHED)
