@@ -2,8 +2,8 @@
 
     python -m tests.goldens.make_mxfp4_goldens suites/goldens/mxfp4.json
 
-Needs the extra `oracle`. The model is that of the engine's probe `gpt-oss-parts`, dequantized by the
-`gguf` package; every part reads the embeddings of the probe's tokens.
+Needs the extra `oracle`. The model is that of the engine's probe `gpt-oss-parts`, dequantized by
+the `gguf` package; every part reads the embeddings of the probe's tokens.
 """
 
 import base64
