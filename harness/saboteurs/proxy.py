@@ -111,8 +111,13 @@ class Saboteur:
 
     async def ask(self, body: Body) -> list[ServerEvent]:
         """A request of the proxy's own to its engine, read to its end."""
+        return [event async for event in self.stream(body)]
+
+    async def stream(self, body: Body) -> Events:
+        """A request of the proxy's own to its engine, event by event."""
         async with self.upstream.stream("POST", "/execute", json=body) as answer:
-            return [event async for event in _decoded(answer)]
+            async for event in _decoded(answer):
+                yield event
 
     async def post(self, path: str, body: Body) -> Body:
         """A JSON request of the proxy's own to its engine."""

@@ -130,7 +130,7 @@ class IgnoresDisconnect(Saboteur):
 
         async def pump() -> None:
             await self.post("/cancel", {"job_id": body["job_id"]})
-            for event in await self.ask(asked):
+            async for event in self.stream(asked):
                 queue.put_nowait(event)
             queue.put_nowait(None)
 
