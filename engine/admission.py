@@ -29,6 +29,9 @@ class PromptTokenizer(Protocol):
 class PromptTemplate(Protocol):
     """What admission needs of the chat template."""
 
+    @property
+    def channels(self) -> tuple[str, ...]: ...
+
     def encode(self, messages: Sequence[Mapping[str, Any]]) -> list[int]: ...
 
 
@@ -80,8 +83,16 @@ class Admission:
             max_tokens=self._max_tokens(len(prompt_ids), body.max_tokens),
             stop=tuple(body.stop),
             cache_prompt=body.cache_prompt,
+            channels=self._channels(body),
         )
         return Admitted(request, digest)
+
+    def _channels(self, body: ExecuteBody) -> tuple[str, ...]:
+        """The channels of a chat's answer that the client sees; none where answers have none."""
+        answers = self._template.channels if body.messages is not None else ()
+        if body.analysis and not answers:
+            raise InvalidRequest("analysis", "analysis: only chats with Harmony models have it")
+        return tuple(name for name in answers if name == "final" or body.analysis)
 
     def check_ids(self, field: str, ids: Sequence[int]) -> None:
         """Every id must be one of the vocabulary's."""

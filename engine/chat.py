@@ -16,6 +16,7 @@ from jinja2.exceptions import TemplateError
 
 from engine.errors import InvalidRequest, ModelLoadError
 from engine.gguf import GGUFFile
+from engine.harmony import CHANNELS, speaks_harmony
 from engine.template_sandbox import MAX_TEXT, BoundedEnvironment
 from engine.tokenizer import Tokenizer
 
@@ -51,6 +52,11 @@ class ChatTemplate:
     def available(self) -> bool:
         """False where the model has no template: it then takes prompts only."""
         return self._template is not None
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The channels of the model's answers, none but where it speaks Harmony."""
+        return CHANNELS if self.available and speaks_harmony(self._tokenizer) else ()
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt's text; InvalidRequest names what is wrong with `messages`."""

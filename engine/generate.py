@@ -7,37 +7,31 @@ from typing import Protocol
 
 from engine.backends import Checkpoint, KvSequence, Runtime
 from engine.errors import EngineError
+from engine.harmony import HarmonyDecoder, MarkedTokenizer
 from engine.sampler import SampledToken, SamplingParams, TokenScore
 from engine.stop import StopMatcher
 
 
-class StreamDecoder(Protocol):
-    """Token ids in, complete UTF-8 text out."""
-
-    @property
-    def dropped_bytes(self) -> int: ...
-
-    def push(self, token_id: int) -> str: ...
-
-
-class TextCodec(Protocol):
+class TextCodec(MarkedTokenizer, Protocol):
     """What generation needs of a tokenizer."""
 
     @property
     def eos_ids(self) -> Sequence[int]: ...
 
-    def stream(self) -> StreamDecoder: ...
-
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A validated request; `prompt_ids` plus `max_tokens` fit the context length."""
+    """A validated request; `prompt_ids` plus `max_tokens` fit the context length.
+
+    With `channels` the answer is Harmony's, and only these channels' text is shown.
+    """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     max_tokens: int
     stop: tuple[str, ...] = ()
     cache_prompt: bool = False
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,7 +153,8 @@ class _Text:
     """The text of one completion, token by token."""
 
     def __init__(self, codec: TextCodec, request: GenerationRequest) -> None:
-        self._decoder = codec.stream()
+        channels = request.channels
+        self._decoder = HarmonyDecoder(codec, channels) if channels else codec.stream()
         self._eos_ids = codec.eos_ids
         self._stop = StopMatcher(request.stop)
         self._request = request

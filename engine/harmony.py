@@ -4,13 +4,33 @@ An answer reads `<|channel|>analysis<|message|>…<|end|>`, then
 `<|start|>assistant<|channel|>final<|message|>…`, and ends with `<|return|>` or `<|call|>`.
 """
 
-from engine.tokenizer import Tokenizer
+from typing import Protocol
 
+CHANNELS = ("analysis", "final")
 _MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>")
 _ENDS = ("<|end|>", "<|return|>", "<|call|>")
 
 
-def speaks_harmony(tokenizer: Tokenizer) -> bool:
+class Decoder(Protocol):
+    """Token ids in, complete UTF-8 text out."""
+
+    @property
+    def dropped_bytes(self) -> int: ...
+
+    def push(self, token_id: int) -> str: ...
+
+
+class MarkedTokenizer(Protocol):
+    """What the decoder needs of a tokenizer."""
+
+    def id_of(self, special: str) -> int | None: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+    def stream(self) -> Decoder: ...
+
+
+def speaks_harmony(tokenizer: MarkedTokenizer) -> bool:
     """True where the vocabulary has all of Harmony's marks."""
     return all(tokenizer.id_of(mark) is not None for mark in _MARKS)
 
@@ -22,7 +42,7 @@ class HarmonyDecoder:
     read, "" before the first.
     """
 
-    def __init__(self, tokenizer: Tokenizer, channels: tuple[str, ...] = ("final",)) -> None:
+    def __init__(self, tokenizer: MarkedTokenizer, channels: tuple[str, ...] = ("final",)) -> None:
         self._tokenizer = tokenizer
         self._marks = {tokenizer.id_of(mark): mark for mark in (*_MARKS, *_ENDS)}
         self._shown = channels

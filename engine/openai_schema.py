@@ -61,7 +61,7 @@ class ResponseFormat(Body):
 
 
 class OpenAIBody(Body):
-    """What both routes share; top_k, min_p, repetition_penalty, cache_prompt are extensions."""
+    """What both routes share; from top_k on the fields are extensions."""
 
     model: str
     n: int | None = None
@@ -80,6 +80,7 @@ class OpenAIBody(Body):
     min_p: MinP = 0.0
     repetition_penalty: RepetitionPenalty = 1.0
     cache_prompt: bool = False
+    analysis: bool = False
 
     @property
     def wants_usage(self) -> bool:
@@ -102,6 +103,7 @@ class OpenAIBody(Body):
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
             "cache_prompt": self.cache_prompt,
+            "analysis": self.analysis,
         }
 
 

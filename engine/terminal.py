@@ -53,11 +53,17 @@ def _chat(model: LoadedModel, options: GenerateOptions) -> None:
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line})
-        answer = _complete(model, options, model.chat.encode(messages))
+        ids, channels = model.chat.encode(messages), model.chat.channels[-1:]
+        answer = _complete(model, options, ids, channels)
         messages.append({"role": "assistant", "content": answer})
 
 
-def _complete(model: LoadedModel, options: GenerateOptions, prompt_ids: list[int]) -> str:
+def _complete(
+    model: LoadedModel,
+    options: GenerateOptions,
+    prompt_ids: list[int],
+    channels: tuple[str, ...] = (),
+) -> str:
     """Stream one completion to stdout and return it."""
     room = model.runtime.context_length - len(prompt_ids)
     if not prompt_ids or room < 1:
@@ -71,7 +77,8 @@ def _complete(model: LoadedModel, options: GenerateOptions, prompt_ids: list[int
         top_p=options.top_p,
         top_k=options.top_k,
     )
-    request = GenerationRequest(tuple(prompt_ids), sampling, min(options.max_tokens, room))
+    max_tokens = min(options.max_tokens, room)
+    request = GenerationRequest(tuple(prompt_ids), sampling, max_tokens, channels=channels)
     pieces: list[str] = []
 
     def show(event: Event) -> None:

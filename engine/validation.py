@@ -74,6 +74,7 @@ class ExecuteBody(Body):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     logprobs: Logprobs = False
     cache_prompt: bool = False
+    analysis: bool = False
 
 
 class CancelBody(Body):

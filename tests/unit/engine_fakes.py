@@ -56,6 +56,8 @@ class ByteTokenizer:
 class EchoTemplate:
     """Joins the messages' contents."""
 
+    channels = ()
+
     def encode(self, messages: Sequence[Any]) -> list[int]:
         return list("\n".join(m["content"] for m in messages).encode())
 

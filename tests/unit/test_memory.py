@@ -12,8 +12,8 @@ from engine.synthetic import Shape, write_shape
 
 LLAMA = {"n_layers": 4, "n_heads": 32, "n_kv_heads": 32, "head_dim": 64, "vocab_size": 1024}
 GPT_OSS = {
-    "n_layers": 2, "n_heads": 16, "n_kv_heads": 4, "head_dim": 64, "vocab_size": 1024, "sliding_window": 64,
-    "n_experts": 32, "n_experts_used": 4, "rope_scaling": (8.0, 128),
+    "n_layers": 2, "n_heads": 16, "n_kv_heads": 4, "head_dim": 64, "vocab_size": 1024,
+    "sliding_window": 64, "n_experts": 32, "n_experts_used": 4, "rope_scaling": (8.0, 128),
 }  # fmt: skip
 FFN = {"Q4_0": 12_288, "Q8_0": 5120, "Q5_K": 9216, "Q6_K": 7168}
 FILE_BYTES = 200e6
