@@ -175,12 +175,19 @@ def bench(
     repeats: Annotated[int, typer.Option("-r", min=1)] = 5,
     device: Device = "",
     threads: Threads = 0,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="No model: GB/s of each block type's CPU kernel.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Measure prefill and decode speed, bytes a token, and the share of the memory roofline."""
     from engine.backends import LoadOptions
     from engine.bench import BenchOptions, default_model, run
 
+    if kernels:
+        from engine.bench_kernels import run as run_kernels
+
+        raise typer.Exit(_reported(lambda: run_kernels(threads, repeats, as_json=as_json)))
     options = BenchOptions(
         model=model or default_model(),
         load=LoadOptions(device=_device(device, None), n_threads=threads),
