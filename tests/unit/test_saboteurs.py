@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from gguf import GGUFReader
 
+from harness import models
 from harness.checklist import load_checklists
 from harness.judges.rule import Broken
 from harness.judges.stream import read_stream
 from harness.saboteurs.deviation import DropsTopToken, LossySpeculation
+from harness.saboteurs.model_file import q4_tensors
 from harness.saboteurs.moments import HONEST_JOBS, HonestFirstJobs, ProbeDetection
 from harness.saboteurs.proxy import Events, Saboteur, ServerEvent
 from harness.saboteurs.registry import CONTROL, SABOTEURS
@@ -150,3 +153,11 @@ def test_random_deviations_come_at_their_rate() -> None:
         for i in range(5000)
     )
     assert 60 <= hits <= 150
+
+
+def test_damage_hits_the_tensors_where_the_gguf_package_finds_them() -> None:
+    path = models.resolve("smollm2-135m-instruct")
+    wanted = {t.name: (t.data_offset, t.n_bytes) for t in GGUFReader(path).tensors}
+    found = {t.name: (t.start, t.stop - t.start) for t in q4_tensors(path)}
+    assert len(found) == 210
+    assert found == {name: wanted[name] for name in found}
