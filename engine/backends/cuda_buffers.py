@@ -1,6 +1,7 @@
 """Activation buffers of a plan for some number of rows, and the scratch beside them."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.backends.cuda_memory import DevicePool
 from engine.backends.cuda_plan import ExpertsStep, Plan, step_reads
@@ -89,7 +90,7 @@ class Buffers:
             width = max((v.width for v in step_reads(step)), default=1)
             self.reserve("input_half", rows * width * ITEM_BYTES["f16"])
             self.reserve("input_float", rows * width * ITEM_BYTES["f32"])
-            op = getattr(step, "op", None)
+            op: Any = getattr(step, "op", None)
             if isinstance(step, ExpertsStep):
                 self._reserve_experts(step)
             elif hasattr(op, "head_dim"):

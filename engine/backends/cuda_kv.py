@@ -112,7 +112,7 @@ class CudaSequence:
 
     def grow(self, n_tokens: int) -> None:
         """Hold pages for this many tokens; raises OutOfMemory, keeping what it had."""
-        fresh = []
+        fresh: list[int] = []
         while (len(self._pages) + len(fresh)) * PAGE_TOKENS < n_tokens:
             try:
                 fresh.append(self._take())

@@ -271,7 +271,7 @@ class Fuser:
             return AttentionStep(ops[0], None), at + 1
         if len(ops) < 3 or not isinstance(ops[0], Rope):
             return None
-        first, second, attention = ops
+        first, (second, attention) = ops[0], ops[1:]
         if not isinstance(second, Rope) or not isinstance(attention, Attention):
             raise InternalError("RoPE that is not of q and k right before attention")
         pair = {first.x: first, second.x: second}
