@@ -1,9 +1,10 @@
 """Greedy goldens of the default model, by transformers in float32 on the dequantized weights.
 
-    python -m tests.goldens.make_goldens MODEL.gguf suites/goldens/smollm2-135m-instruct.json
+    python -m tests.goldens.make_goldens [MODEL.gguf GOLDENS.json]
 
-Needs the extra `oracle`. A golden is one prompt: its token ids, 64 greedy tokens, each token's
-margin (best minus second-best logit) and the range of its logits (largest minus smallest).
+By default the cached model, and suites/goldens/smollm2-135m-instruct.json. Needs the extra
+`oracle`. A golden is one prompt: its token ids, 64 greedy tokens, each token's margin (best minus
+second-best logit) and the range of its logits (largest minus smallest).
 """
 
 import hashlib
@@ -17,10 +18,12 @@ import numpy as np
 import torch
 import transformers
 
+from engine.bench import default_model
 from engine.chat import ChatTemplate
 from engine.gguf import GGUFFile
 from engine.tokenizer import Tokenizer
 
+OUT = Path(__file__).parents[2] / "suites/goldens/smollm2-135m-instruct.json"
 N_TOKENS = 64
 DECIMALS = 4
 
@@ -138,4 +141,4 @@ def main(model_path: str, out_path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*(sys.argv[1:3] or (str(default_model()), str(OUT))))
