@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.clients import client_named
+from harness.clients.http import Http
 from harness.launch import RunningEngine
 from harness.observation import Exchange, Json, Observe
 from harness.transport import Endpoint
@@ -22,11 +22,13 @@ STREAM: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": Tr
 def test_official_client(engine: RunningEngine, observe: Observe) -> None:
     import openai
 
-    http = client_named(engine.client.kind)(Endpoint(engine.base_url, engine.uds)).http
+    wire: list[Exchange] = []
+    http = Http(Endpoint(engine.base_url, engine.uds), on_exchange=wire.append)
+    recording: Any = http.httpx_client()  # the client's types name another package's class
     client = openai.OpenAI(
         base_url=f"{engine.base_url}/v1",
         api_key="unused",
-        http_client=http.httpx_client(),
+        http_client=recording,
         max_retries=0,
     )
     model = client.models.list().data[0].id
@@ -41,6 +43,7 @@ def test_official_client(engine: RunningEngine, observe: Observe) -> None:
         refused=raised(lambda: completions(model=model, **{**COMPLETION, "temperature": 9})),
         unknown=raised(lambda: completions(model="no-such-model", **COMPLETION)),
         raw=raw(engine, model),
+        wire=wire,
     )
 
 

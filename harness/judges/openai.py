@@ -3,16 +3,30 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from harness.judges.rule import body, exchange, fact, fields, judge, need, passed
+from harness.judges.rule import (
+    Unseen,
+    body,
+    exchange,
+    exchanges,
+    fact,
+    fields,
+    judge,
+    need,
+    passed,
+    request_header,
+)
 from harness.observation import Finding, Json, Judge, Limits, Observation
 
 _USAGE: Final = {"prompt_tokens": "count", "completion_tokens": "count", "total_tokens": "count"}
+NAMED: Final = "X-Stainless-Package-Version"
+MIN_REQUESTS: Final = 7
 _ERRORS: Final = {"refused": ("BadRequestError", 400), "unknown": ("NotFoundError", 404)}
 
 
 @judge
 def official_client(observation: Observation, limits: Limits) -> Finding:
     """Completions and chat, whole and streamed alike, with usage; errors of the right class."""
+    _was_official(observation)
     texts = {}
     for kind in ("completion", "chat"):
         whole = fact(observation, kind)
@@ -32,6 +46,13 @@ def official_client(observation: Observation, limits: Limits) -> Finding:
     param = fact(observation, "refused")["param"]
     need(param == "temperature", f"refused: param is {param!r}, wanted 'temperature'")
     return passed(f"openai {fact(observation, 'client_version')}: completions, chat, stream, usage")
+
+
+def _was_official(observation: Observation) -> None:
+    """Every recorded request was made by the official client, which names itself."""
+    wire = exchanges(observation, "wire")
+    if len(wire) < MIN_REQUESTS or not all(request_header(one, NAMED) for one in wire):
+        raise Unseen(f"the official client was not seen to make {MIN_REQUESTS} requests")
 
 
 def _whole(answer: Mapping[str, Json], kind: str) -> str:

@@ -11,7 +11,10 @@ from harness.observation import Finding, Observation, Verdict
 from tests.unit.recorded import events, exchange, run, stream
 
 VALUES = {"text": "x", "count": 2, "number": 1.5}
-JOB = {"execute_end": {"job_id": "job at 0", "tokens_in": 3}, "cancel": {"job_id": "gone"}}
+JOB: dict[str, dict[str, Any]] = {
+    "execute_end": {"job_id": "job at 0", "tokens_in": 3},
+    "cancel": {"job_id": "gone"},
+}
 Line = dict[str, Any]
 
 

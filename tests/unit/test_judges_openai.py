@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from harness.judges import JUDGES
+from harness.judges.openai import NAMED
 from harness.observation import Finding, Observation, Verdict
 from tests.unit.recorded import exchange
 
@@ -43,14 +44,20 @@ FACTS: dict[str, Any] = {
 }
 
 
-def judged(path: tuple[Any, ...] = (), value: Any = None, raw: str = "ab") -> Finding:
+def judged(
+    path: tuple[Any, ...] = (), value: Any = None, raw: str = "ab", asked: int = 7, by: str = NAMED
+) -> Finding:
     facts = deepcopy(FACTS)
     if path:
         place: Any = facts
         for part in path[:-1]:
             place = place[part]
         place[path[-1]] = value
-    named = {"raw": (exchange("/v1/completions", {"choices": [{"text": raw}]}, sent={}),)}
+    official = exchange("/v1/models", {}, request_headers=[(by, "2.0")])
+    named = {
+        "raw": (exchange("/v1/completions", {"choices": [{"text": raw}]}, sent={}),),
+        "wire": (official,) * asked,
+    }
     return JUDGES["G1-API-OPENAI"](Observation("G1-API-OPENAI", "t", 1, named, facts), {})
 
 
@@ -97,3 +104,8 @@ def test_each_rule_can_fail(path: tuple[Any, ...], value: Any, said: str) -> Non
 
 def test_another_text_on_the_wire_fails() -> None:
     assert judged(raw="x").verdict == Verdict.FAIL
+
+
+def test_requests_of_another_client_are_an_error() -> None:
+    assert judged(asked=6).verdict == Verdict.ERROR
+    assert judged(by="User-Agent").verdict == Verdict.ERROR
