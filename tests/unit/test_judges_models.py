@@ -41,7 +41,7 @@ def judged(seen: Exchange, limits: dict[str, float] = LIMITS, sha256: str = "aa"
 def test_agreement_passes_and_a_near_tie_is_excused() -> None:
     assert judged(scored([3, 4])).verdict == Verdict.PASS
     found = judged(scored([3, 9]))
-    assert (found.verdict, found.numbers["differing"]) == (Verdict.PASS, 1)
+    assert (found.verdict, found.numbers["excused"]) == (Verdict.PASS, 1)
 
 
 def test_a_clear_difference_fails() -> None:
@@ -55,7 +55,7 @@ def test_a_clear_difference_fails() -> None:
     [("max_excused_ratio", 0.4), ("min_prompts", 2), ("min_tokens_per_prompt", 3)],
 )
 def test_each_limit_can_fail(name: str, value: float) -> None:
-    assert judged(scored([3, 4]), {**LIMITS, name: value}).verdict == Verdict.FAIL
+    assert judged(scored([3, 9]), {**LIMITS, name: value}).verdict == Verdict.FAIL
 
 
 def test_evidence_of_another_model_is_an_error() -> None:
