@@ -13,6 +13,11 @@ class Profile:
     time_factor: float
     claim: str
 
+    @property
+    def device_args(self) -> tuple[str, ...]:
+        """Arguments that put the reference engine on the kind of device that is under test."""
+        return ("--device", "cuda:0") if "cuda" in self.places else ()
+
 
 PROFILES: Mapping[str, Profile] = {
     profile.name: profile

@@ -19,6 +19,7 @@ from harness.clients import EngineClient
 from harness.launch import LaunchEngine, RunningEngine
 from harness.manifest import digest_file
 from harness.observation import Exchange, Json, Observe
+from harness.profiles import Profile
 from harness.reference import reference_engine
 from harness.sse import decode_events
 
@@ -72,7 +73,7 @@ def _mixed(draw: random.Random, kind: str) -> dict[str, Any]:
 
 @pytest.mark.check("G4-GENUINE-RESCORE", "G4-GENUINE-LATE", "G4-GENUINE-PROCESS")
 def test_reference_accepts_every_token(
-    launch_engine: LaunchEngine, nonce: str, observe: Observe
+    launch_engine: LaunchEngine, profile: Profile, nonce: str, observe: Observe
 ) -> None:
     draw = Challenge(nonce, "G4-GENUINE-RESCORE").draw()
     kinds = ["greedy", "sampled", "logprobs", "chat", "long"] * 6
@@ -85,7 +86,7 @@ def test_reference_accepts_every_token(
     late = [client.execute(**request) for request in requests[:EARLY]]
     after = engine.process_facts()
     engine.stop()
-    with reference_engine(engine.model_path) as reference:
+    with reference_engine(engine.model_path, *profile.device_args) as reference:
         replays = [reference.client.execute(**request) for request in requests]
         scores = [
             reference.client.score(prompt_ids(reference, request["prompt"])[1], ids_of(job))
