@@ -67,14 +67,19 @@ class Recording:
         self._sent_ns = time.monotonic_ns()
 
     def head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Note the response's status line and headers."""
-        self._head_ns = time.monotonic_ns()
+        """Note the response's status line and headers, unless the client left before."""
+        now_ns = time.monotonic_ns()
+        if self._closed_ns is not None:
+            return
+        self._head_ns = now_ns
         self._status = status
         self._response_headers = [(_text(name), _text(value)) for name, value in headers]
 
     def chunk(self, content: bytes) -> None:
-        """Note a piece of the body."""
+        """Note a piece of the body, unless the client left before it came."""
         chunk = Chunk(time.monotonic_ns(), content)
+        if self._closed_ns is not None:
+            return
         self._chunks.append(chunk)
         if self.on_chunk is not None:
             self.on_chunk(chunk)

@@ -15,7 +15,7 @@ import pytest
 from harness.clients.http import Http, answer, json_body
 from harness.errors import LaunchError
 from harness.observation import Exchange
-from harness.transport import REDACTED, Endpoint, TransportLimits
+from harness.transport import REDACTED, Endpoint, Recording, TransportLimits
 
 Script = Callable[[socket.socket, bytes], None]
 HEAD = (
@@ -260,3 +260,14 @@ def test_illegal_headers_and_paths_are_errors_of_the_exchange() -> None:
         exchange = http.exchange("GET", "/health", headers=[("X-Correlation-Id", "a\r\nb: c")])
     assert exchange.status is None
     assert exchange.error is not None
+
+
+def test_nothing_is_recorded_after_the_client_left() -> None:
+    recording = Recording()
+    recording.head(200, [])
+    recording.chunk(b"before")
+    left_ns = recording.disconnect()
+    recording.chunk(b"after")
+    seen = recording.exchange()
+    assert seen.body == b"before"
+    assert seen.closed_ns == left_ns >= seen.chunks[-1].arrival_ns
