@@ -24,7 +24,11 @@ selftest: .venv/dev.stamp
 	$(RUN) harness.cli selftest
 
 goldens: .venv/oracle.stamp
+	$(RUN) harness.cli models fetch smollm2-135m-instruct
 	$(RUN) tests.goldens.make_goldens
+	$(RUN) tests.goldens.make_tiny_goldens
+	$(RUN) tests.goldens.make_quant_goldens
+	$(RUN) tests.goldens.make_mxfp4_goldens
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("haikugate needs Python >= 3.11, got " + sys.version.split()[0] + "; run: make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
