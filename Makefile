@@ -26,9 +26,9 @@ selftest: .venv/dev.stamp
 goldens: .venv/oracle.stamp
 	$(RUN) harness.cli models fetch smollm2-135m-instruct
 	$(RUN) tests.goldens.make_goldens
-	$(RUN) tests.goldens.make_tiny_goldens
-	$(RUN) tests.goldens.make_quant_goldens
-	$(RUN) tests.goldens.make_mxfp4_goldens
+	$(RUN) tests.goldens.make_tiny_goldens suites/goldens/tiny
+	$(RUN) tests.goldens.make_quant_goldens suites/goldens/quants.json
+	$(RUN) tests.goldens.make_mxfp4_goldens suites/goldens/mxfp4.json
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("haikugate needs Python >= 3.11, got " + sys.version.split()[0] + "; run: make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
