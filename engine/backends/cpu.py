@@ -21,7 +21,8 @@ from engine.backends.cpu_lowering import Instruction, Lowering, segments
 from engine.backends.cpu_memory import CHUNK_TOKENS, HEAD_ROWS, Activations
 from engine.backends.cpu_threads import Team
 from engine.backends.cpu_weights import Weights, planned_bytes
-from engine.errors import InsufficientMemory, InternalError, InvalidRequest
+from engine.backends.prompt_bounds import check_token_ids
+from engine.errors import InsufficientMemory, InternalError
 from engine.gguf import GGUFFile
 from engine.kv_cache import PagedSequence, PagePool
 from engine.program import Program
@@ -210,7 +211,12 @@ class CpuRuntime:
         self, sequence: CpuSequence, token_ids: Sequence[int], checkpoint: Checkpoint
     ) -> Iterator[tuple[int, int]]:
         """Run the body chunk by chunk; yields (place in token_ids, tokens) of each."""
-        self._check_ids(sequence, token_ids)
+        check_token_ids(
+            sequence.n_tokens,
+            token_ids,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+        )
         at = 0
         while at < len(token_ids):
             size = min(CHUNK_TOKENS - sequence.n_tokens % CHUNK_TOKENS, len(token_ids) - at)
@@ -218,17 +224,6 @@ class CpuRuntime:
             self._run_body(sequence, token_ids[at : at + size], checkpoint)
             yield at, size
             at += size
-
-    def _check_ids(self, sequence: CpuSequence, token_ids: Sequence[int]) -> None:
-        if not token_ids or min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
-            raise InvalidRequest(
-                "prompt_ids", f"token ids in 0…{self.vocab_size - 1}, at least one, wanted"
-            )
-        total = sequence.n_tokens + len(token_ids)
-        if total > self.context_length:
-            raise InvalidRequest(
-                "prompt_ids", f"{total} tokens exceed the context length {self.context_length}"
-            )
 
     def prefill(
         self, sequence: CpuSequence, token_ids: Sequence[int], checkpoint: Checkpoint

@@ -24,7 +24,8 @@ from engine.backends.cuda_model import Bound, BoundAttention, BoundLinear, Model
 from engine.backends.cuda_plan import plan
 from engine.backends.cuda_prefill import Chunk, ChunkExecutor
 from engine.backends.cuda_weights import WeightLoader
-from engine.errors import DeviceError, InvalidRequest, OutOfMemory
+from engine.backends.prompt_bounds import check_token_ids
+from engine.errors import DeviceError, OutOfMemory
 from engine.gguf import GGUFFile
 from engine.program import Program
 from engine.sampler import SampledToken, SamplingParams, TokenScore, sample, score_token
@@ -225,17 +226,6 @@ class CudaRuntime:
         """A fresh sequence; the caller closes it."""
         return CudaSequence(self._pool, self._page_table, cache_prompt, self._prefix)
 
-    def _check_ids(self, sequence: CudaSequence, token_ids: Sequence[int]) -> None:
-        if not token_ids or min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
-            raise InvalidRequest(
-                "prompt_ids", f"token ids in 0…{self.vocab_size - 1}, at least one, wanted"
-            )
-        total = sequence.n_tokens + len(token_ids)
-        if total > self.context_length:
-            raise InvalidRequest(
-                "prompt_ids", f"{total} tokens exceed the context length {self.context_length}"
-            )
-
     def _chunks(
         self, sequence: CudaSequence, token_ids: Sequence[int], checkpoint: Checkpoint
     ) -> Iterator[tuple[int, int]]:
@@ -290,7 +280,12 @@ class CudaRuntime:
         self, sequence: CudaSequence, token_ids: Sequence[int], checkpoint: Checkpoint
     ) -> None:
         """Add tokens to the sequence and leave the logits after the last one on the device."""
-        self._check_ids(sequence, token_ids)
+        check_token_ids(
+            sequence.n_tokens,
+            token_ids,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+        )
         with device_errors("prefill"):
             reused = 0
             if sequence.n_tokens == 0:
@@ -425,7 +420,12 @@ class CudaRuntime:
     ) -> Iterator[NDArray[np.float32]]:
         """Logits after each position from `first` on, in blocks of at most HEAD_ROWS rows."""
         sequence = self.open_sequence()
-        self._check_ids(sequence, token_ids)
+        check_token_ids(
+            sequence.n_tokens,
+            token_ids,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+        )
         try:
             for at, size in self._chunks(sequence, token_ids, checkpoint):
                 for row in range(max(0, first - at), size, HEAD_ROWS):
