@@ -1,6 +1,7 @@
 """Jobs: what the generation thread is asked to do, and what it tells while doing it."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -58,7 +59,7 @@ class JobRecord:
     decode_ms: float | None = None
 
 
-class Job:
+class Job(ABC):
     """One unit of work; `cancel` may be called from any thread, the rest by one at a time.
 
     `run` leaves the terminal event in `ending`; `finish` sends it, after all was accounted for.
@@ -90,9 +91,9 @@ class Job:
         if time.monotonic() > self._deadline_s:
             raise InferenceTimeout(f"the job ran longer than {self._timeout_s:g} s")
 
+    @abstractmethod
     def run(self, runtime: Runtime, codec: TextCodec, checkpoint: Checkpoint) -> None:
         """Do the work; an EngineError says why it ended early."""
-        raise NotImplementedError
 
     def finish(self) -> None:
         """Send the terminal event."""
