@@ -1,7 +1,8 @@
 """Measures how often an honest engine fails the haiku's words: 60 minutes × some nonces.
 
-python -m tests.haiku_rate --nonces 50 [--model PATH] prints JSON lines: attempts, attempts that
-lacked a word, and the runs in which three attempts with fresh nonces all did.
+python -m tests.haiku_rate --nonces 50 [--first N] [--model PATH] prints a JSON line for each nonce:
+attempts, attempts that lacked a word, and the runs in which three attempts with fresh nonces all
+did. A measurement that was interrupted goes on with `--first`.
 """
 
 import argparse
@@ -37,14 +38,17 @@ def words_come(client: EngineClient, asked: HaikuChallenge) -> tuple[bool, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--first", type=int, default=0, help="the number of the first nonce")
     parser.add_argument("--nonces", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--step", type=int, default=1, help="every n-th minute only")
     parser.add_argument("--model", default=DEFAULT)
     options = parser.parse_args()
-    engine = ProcessLauncher().launch(LaunchSpec(ENGINE, Path(options.model).expanduser()))
+    command = (*ENGINE, "--threads", str(options.threads))
+    engine = ProcessLauncher().launch(LaunchSpec(command, Path(options.model).expanduser()))
     counts = {"runs": 0, "attempts": 0, "attempts_failed": 0, "runs_failed": 0}
     try:
-        for number in range(options.nonces):
+        for number in range(options.first, options.first + options.nonces):
             for minute in range(0, 60, options.step):
                 counts["runs"] += 1
                 for attempt in range(1, ATTEMPTS + 1):

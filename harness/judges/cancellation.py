@@ -142,8 +142,8 @@ def disconnect(observation: Observation, limits: Limits) -> Finding:
     """From the client's leaving to the first /metrics that counts the job as cancelled."""
     phase = fact(observation, "phase")
     left, noticed = exchanges(observation, "left"), exchanges(observation, "noticed")
-    wanted = limit(limits, "min_trials")
-    need(len(left) >= wanted, f"{len(left)} trials, wanted {wanted:.0f}")
+    if len(left) != len(noticed):
+        raise Unseen(f"{len(noticed)} /metrics for {len(left)} clients that left")
     before = counter(exchange(observation, "before"), CANCELLED_TOTAL)
     per_trial = 2 if phase == "queued" else 1
     took_ms = []
@@ -154,6 +154,8 @@ def disconnect(observation: Observation, limits: Limits) -> Finding:
         assert job.closed_ns is not None
         assert seen.closed_ns is not None
         took_ms.append((seen.closed_ns - job.closed_ns) / 1e6)
+    wanted = limit(limits, "min_trials")
+    need(len(left) >= wanted, f"{len(left)} trials, wanted {wanted:.0f}")
     _still_running(observation, phase)
     return _within(took_ms, limits, f"from leaving ({phase}) to the end of the job")
 

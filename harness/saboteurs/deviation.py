@@ -1,7 +1,7 @@
 """Saboteurs that now and then emit another token than the model chose, and go on from there."""
 
 import random
-from typing import Any
+from contextlib import aclosing
 
 from harness.saboteurs.proxy import Body, Events, Saboteur, ServerEvent
 from harness.saboteurs.stream_shape import changed, end_event, recounted
@@ -16,58 +16,75 @@ class Deviates(Saboteur):
         """The id to emit instead of this token, or None to stay honest."""
         return None
 
-    async def events(self, body: Body, events: Events) -> Events:
-        """The honest stream with deviations; requests without plain text pass unchanged."""
-        if "prompt" not in body and "prompt_ids" not in body:
-            async for event in events:
-                yield event
-            return
+    async def request(self, body: Body) -> Body:
+        """The same by token ids and with alternatives; chat messages pass unchanged."""
         ids = await self._prompt_ids(body)
-        emitted: list[int] = []
-        text = ""
-        async for event in self._steps(body, ids, emitted):
-            if event.type == "token":
+        return _step(body, ids, []) if ids else body
+
+    async def events(self, body: Body, events: Events) -> Events:
+        """The honest stream with deviations, each token passed on as it comes."""
+        ids, emitted, text = await self._prompt_ids(body), list[int](), ""
+        async for event in self._deviating(body, ids, emitted, events) if ids else events:
+            if event.type == "token" and ids:
                 event = changed(event, i=len(emitted) - 1)
-                if event.body.pop("deviated", False):
+                if event.body.pop("deviated"):
                     whole = (await self.post("/detokenize", {"ids": emitted}))["text"]
                     event = changed(event, t=whole[len(text) :])
                 text += event.body["t"]
             yield event
 
     async def _prompt_ids(self, body: Body) -> list[int]:
-        if "prompt_ids" in body:
-            return list(body["prompt_ids"])
+        if "prompt_ids" in body or "prompt" not in body:
+            return list(body.get("prompt_ids") or [])
         asked = {"text": body["prompt"], "add_special": True}
-        return list((await self.post("/tokenize", asked))["ids"])
+        return list((await self.post("/tokenize", asked)).get("ids", []))
 
-    async def _steps(self, body: Body, ids: list[int], emitted: list[int]) -> Events:
-        left = int(body.get("max_tokens", 2048))
-        first = True
-        while left > len(emitted):
-            asked = {k: v for k, v in body.items() if k not in ("prompt", "prompt_ids")}
-            asked |= {"prompt_ids": ids + emitted, "max_tokens": left - len(emitted)}
-            asked |= {"logprobs": ALTERNATIVES, "job_id": f"{body['job_id']}-{len(emitted)}"}
+    async def _deviating(
+        self, body: Body, ids: list[int], emitted: list[int], events: Events
+    ) -> Events:
+        while True:
             deviated = False
-            for event in await self.ask(asked):
-                if event.type == "token":
-                    other = self.choose(body, event.body)
-                    deviated = other is not None and other != event.body["id"]
-                    emitted.append(other if deviated and other is not None else event.body["id"])
-                    yield self._shown(body, event, emitted[-1], deviated=deviated)
+            async with aclosing(events) as told:
+                async for event in told:
+                    if event.type != "token":
+                        yield recounted(event, len(emitted))
+                        continue
+                    other = self.choose(body, {**event.body, "i": len(emitted)})
+                    emitted.append(event.body["id"] if other is None else other)
+                    deviated = emitted[-1] != event.body["id"]
+                    yield _shown(body, event, emitted[-1], deviated=deviated)
                     if deviated:
                         break
-                elif event.type != "started" or first:
-                    yield recounted(event, len(emitted))
-            first = False
             if not deviated:
                 return
-        yield end_event(len(emitted), "length")
+            if len(emitted) >= int(body.get("max_tokens", 2048)):
+                yield end_event(len(emitted), "length")
+                return
+            events = self._again(_step(body, ids, emitted))
 
-    def _shown(self, body: Body, event: ServerEvent, token_id: int, *, deviated: bool) -> Any:
-        asked = body.get("logprobs", False) is not False
-        hidden = () if asked else ("logprob", "top")
-        fields = {k: v for k, v in event.body.items() if k not in hidden}
-        return ServerEvent("token", {**fields, "id": token_id, "deviated": deviated})
+    async def _again(self, asked: Body) -> Events:
+        async with aclosing(self.stream(asked)) as told:
+            async for event in told:
+                if event.type != "started":
+                    yield event
+
+
+def _step(body: Body, ids: list[int], emitted: list[int]) -> Body:
+    """The request that goes on after these tokens."""
+    asked = {name: value for name, value in body.items() if name != "prompt"}
+    left = int(body.get("max_tokens", 2048)) - len(emitted)
+    asked |= {"prompt_ids": ids + emitted, "max_tokens": left, "logprobs": ALTERNATIVES}
+    return asked | ({"job_id": f"{body['job_id']}-{len(emitted)}"} if emitted else {})
+
+
+def _shown(body: Body, event: ServerEvent, token_id: int, *, deviated: bool) -> ServerEvent:
+    """A token event with as many alternatives as were asked for."""
+    asked = body.get("logprobs", False)
+    hidden = () if asked is not False else ("logprob", "top")
+    fields = {name: value for name, value in event.body.items() if name not in hidden}
+    if "top" in fields:
+        fields["top"] = fields["top"][: int(asked)]
+    return ServerEvent("token", {**fields, "id": token_id, "deviated": deviated})
 
 
 def alternatives(token: Body) -> list[int]:

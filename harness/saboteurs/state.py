@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import ClassVar
 
-from starlette.responses import Response
+from starlette.responses import Content, Response, StreamingResponse
 
 from harness.saboteurs.proxy import Body, Events, Saboteur, ServerEvent
 from harness.saboteurs.stream_shape import changed
@@ -121,25 +122,28 @@ class IgnoresDisconnect(Saboteur):
         super().__init__()
         self.pumps: set[asyncio.Task[None]] = set()
 
-    async def events(self, body: Body, events: Events) -> Events:
-        """Read the engine to its end in a task of its own."""
-        queue: asyncio.Queue[ServerEvent | None] = asyncio.Queue()
-        asked = {**body, "job_id": f"{body['job_id']}-kept"}
-        started = await anext(events)
-        yield started
-
-        async def pump() -> None:
-            await self.post("/cancel", {"job_id": body["job_id"]})
-            async for event in self.stream(asked):
-                queue.put_nowait(event)
-            queue.put_nowait(None)
-
-        task = asyncio.create_task(pump())
+    async def execute(self, body: Body, headers: dict[str, str]) -> Response:
+        """Read the engine to its end in a task that no client can cancel."""
+        answer = await super().execute(body, headers)
+        if not isinstance(answer, StreamingResponse):
+            return answer
+        queue: asyncio.Queue[Content | None] = asyncio.Queue()
+        task = asyncio.create_task(_pump(answer.body_iterator, queue))
         self.pumps.add(task)
         task.add_done_callback(self.pumps.discard)
-        while (event := await queue.get()) is not None:
-            if event.type != "started":
-                yield event
+        answer.body_iterator = _drained(queue)
+        return answer
+
+
+async def _pump(chunks: AsyncIterable[Content], queue: asyncio.Queue[Content | None]) -> None:
+    async for chunk in chunks:
+        queue.put_nowait(chunk)
+    queue.put_nowait(None)
+
+
+async def _drained(queue: asyncio.Queue[Content | None]) -> AsyncIterator[Content]:
+    while (chunk := await queue.get()) is not None:
+        yield chunk
 
 
 class LeaksPerCancel(Saboteur):

@@ -139,7 +139,11 @@ def disconnect(phase: str = "decode", **changed: Any) -> Any:
 def test_a_client_that_leaves() -> None:
     assert disconnect().numbers["p95_ms"] == 12
     assert disconnect("prefill", left=(leaving(0), leaving(0))).verdict == Verdict.PASS
-    fails(disconnect(left=(leaving(),)), "1 trials, wanted 2")
+    fails(disconnect(left=(leaving(),)), "2 /metrics for 1 clients", ERROR)
+    once = metrics(jobs=4, at_ms=20)
+    fails(disconnect(left=(leaving(),), noticed=(once,)), "1 trials, wanted 2")
+    given_up = (metrics(jobs=3), metrics(jobs=3))
+    fails(disconnect(noticed=given_up), "trial 1: 0 jobs counted as cancelled")
     fails(disconnect(noticed=(metrics(jobs=3), metrics(jobs=5))), "trial 1: 0 jobs counted")
     late = (metrics(jobs=4, at_ms=300), metrics(jobs=5, at_ms=300))
     fails(disconnect(noticed=late), "292.0 ms p95, wanted 100 ms")
