@@ -96,9 +96,21 @@ class WorkerHooks:
         collected = item.stash.get(_COLLECTED, None)
         if collected is not None:
             self.session.started(collected)
-            if "engine" in getattr(item, "fixturenames", ()):
-                self.session.require_main_engine()
+            self._require_engine(item)
         yield
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
+        """The test in which the engine died is an error, whatever it observed before."""
+        try:
+            if _COLLECTED in item.stash:
+                self._require_engine(item)
+        finally:
+            yield
+
+    def _require_engine(self, item: pytest.Item) -> None:
+        if "engine" in getattr(item, "fixturenames", ()):
+            self.session.require_main_engine()
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_makereport(

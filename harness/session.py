@@ -26,6 +26,7 @@ from harness.gates import (
     why_not_applicable,
 )
 from harness.launch import RunningEngine
+from harness.launch.liveness import is_there
 from harness.observation import Exchange, Finding, Json, Observation
 from harness.trace import Collected
 from harness.under_test import EngineUnderTest
@@ -71,6 +72,7 @@ class GateSession:
     findings: dict[str, list[tuple[str, Finding]]] = field(default_factory=dict)
     _part: Any = None
     _main: RunningEngine | None = None
+    _gone: str = ""
     _tries: Counter[str] = field(default_factory=Counter)
     _observed: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -126,11 +128,17 @@ class GateSession:
 
     def require_main_engine(self) -> None:
         """Raises LaunchError if the shared engine was launched and is gone."""
-        if self._main is None or self._main.alive():
+        if self._main is None or (not self._gone and is_there(self._main)):
             return
         said = " | ".join(self._main.log_lines()[-5:])[-1000:] or "nothing"
-        how = "was stopped by a test" if self._main.stopped else "died"
-        raise LaunchError(f"the engine under test {how}; it last said: {said}")
+        self._gone = self._gone or self._how_it_went(self._main)
+        raise LaunchError(f"the engine under test {self._gone}; it last said: {said}")
+
+    @staticmethod
+    def _how_it_went(engine: RunningEngine) -> str:
+        if engine.stopped:
+            return "was stopped by a test"
+        return "no longer answers" if engine.alive() else "died"
 
     def engine_log(self, name: str, lines: Sequence[str]) -> None:
         """Keep what an engine printed."""

@@ -87,9 +87,41 @@ def test_after_an_engine_died_every_test_of_it_is_an_error(project: GateProject)
     result = project.run(*command())
     assert result.ret == 1
     assert project.verdicts()["G1-ONE"] == "pass"
+    assert project.verdicts()["G1-TWO"] == "error", "the test in which it died"
     assert project.verdicts()["G3-ONE"] == "error"
     assert project.verdicts()["G4-ONE"] == "pass"
     result.stdout.fnmatch_lines(["*the engine under test died*"])
+
+
+def test_an_engine_that_dies_in_the_last_test_is_an_error(project: GateProject) -> None:
+    dying = """
+@pytest.mark.check("G4-ONE")
+def test_last(engine, observe):
+    observe(x=1)
+    engine.client.raw("GET", "/die")
+"""
+    project.suite(ENGINE_SUITE[: ENGINE_SUITE.index('\n@pytest.mark.check("G4-ONE")')] + dying)
+    result = project.run(*command())
+    assert result.ret == 1
+    assert project.verdicts()["G4-ONE"] == "error"
+    assert project.verdicts()["G3-ONE"] == "pass"
+
+
+def test_an_engine_that_closes_its_door_but_runs_on_is_not_there(project: GateProject) -> None:
+    closing = SERVER.replace("os._exit(7)", "self.server.socket.close(); time.sleep(60)")
+    (project.folder / "server.py").write_text(closing.replace("os, sys", "os, sys, time"))
+    shut = """
+    engine.client.raw("GET", "/die", limits=TransportLimits(total_s=1.0))
+    observe(x=1)
+"""
+    two = ENGINE_SUITE.index("    other = launch_engine")
+    end = ENGINE_SUITE.index('\n@pytest.mark.check("G3-ONE")')
+    imports = "from harness.transport import TransportLimits"
+    project.suite(f"{imports}\n{ENGINE_SUITE[:two]}{shut}{ENGINE_SUITE[end:]}")
+    result = project.run(*command())
+    assert result.ret == 1
+    assert project.verdicts()["G3-ONE"] == "error"
+    result.stdout.fnmatch_lines(["*the engine under test no longer answers*"])
 
 
 def test_an_engine_that_does_not_start_makes_errors_not_passes(project: GateProject) -> None:
