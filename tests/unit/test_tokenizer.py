@@ -11,7 +11,6 @@ from typing import Any
 
 import gguf
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,9 +24,11 @@ from tests.unit.gguf_files import tokenizer_file, written
 
 FILES = {
     "smollm2": "smollm2", "gpt-2": "gpt-2-vocab.gguf", "qwen2": "qwen2-vocab.gguf",
-    "phi-3": "phi-3-vocab.gguf",
+    "phi-3": "phi-3-vocab.gguf", "llama-3": "llama-3-vocab.gguf",
 }  # fmt: skip
 GOLDENS = Path(__file__).parents[1] / "goldens/tokenizers"
+EVERY = ("smollm2", "gpt-2", "qwen2", "phi-3", "gpt-oss", "llama-3")
+LOSSLESS = tuple(name for name in EVERY if name != "smollm2")
 NFC = ("qwen2",)
 
 
@@ -72,7 +73,7 @@ def cases(name: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gpt-2", "qwen2", "phi-3", "gpt-oss"])
+@pytest.mark.parametrize("name", EVERY)
 def test_golden_texts_encode_and_decode(name: str) -> None:
     tokenizer = real(name)
     for case in cases(name):
@@ -89,6 +90,28 @@ def test_hf_json_encodes_and_decodes_the_golden_texts() -> None:
         assert b"".join(map(vocabulary.bytes_of, ids)).decode() == case["text"]
 
 
+def test_llama_2_encodes_and_decodes_as_sentencepiece_does(tmp_path: Path) -> None:
+    """Phi-3's first 32,000 pieces are Llama 2's; nothing is stripped beside its specials."""
+    reader = gguf.GGUFReader(tokenizer_file("phi-3-vocab.gguf")).fields
+    named = ("tokens", "scores", "token_type")
+    lists = {key: reader[f"tokenizer.ggml.{key}"].contents()[:32_000] for key in named}
+    keys = lists | {"model": "llama", "bos_token_id": 1, "eos_token_id": 2, "add_bos_token": True}
+    path = tmp_path / "m.gguf"
+    with GGUFFile.open(
+        written(path, "llama", {f"tokenizer.ggml.{key}": value for key, value in keys.items()})
+    ) as file:
+        tokenizer = Tokenizer.from_file(file)
+    assert (tokenizer.kind, tokenizer.bos_id, tokenizer.eos_ids[0]) == ("gguf-spm", 1, 2)
+    for case in cases("phi-3"):
+        assert tokenizer.encode(case["text"], add_special=True) == [
+            1,
+            *_sentencepiece()(case["text"]),
+        ]
+        assert tokenizer.decode(case["ids"]) == (case["text"], 0)
+    assert tokenizer.encode("<s>hi</s> x", parse_special=True)[::2][:2] == [1, 2]
+    assert not {0, 1, 2} & set(tokenizer.encode("<s>hi</s><unk>"))
+
+
 def test_hf_json_beside_a_file_without_vocabulary(tmp_path: Path) -> None:
     path = written(tmp_path / "m.gguf", "gpt-oss", {"tokenizer.ggml.model": "no_vocab"})
     (tmp_path / "tokenizer.json").write_text(o200k_json())
@@ -100,7 +123,7 @@ def test_hf_json_beside_a_file_without_vocabulary(tmp_path: Path) -> None:
     assert tokenizer.eos_ids == (199_999, 200_002, 200_012)
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "qwen2", "phi-3", "gpt-oss"])
+@pytest.mark.parametrize("name", LOSSLESS)
 def test_ten_thousand_random_strings_come_back(name: str) -> None:
     tokenizer, rng = real(name), random.Random(1)
     for _ in range(10_000):
@@ -155,7 +178,7 @@ def test_unfinished_and_invalid_bytes_are_counted_not_replaced() -> None:
     assert (stream.pending_bytes, stream.dropped_bytes) == (3, 6)
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gpt-2", "qwen2", "phi-3", "gpt-oss"])
+@pytest.mark.parametrize("name", EVERY)
 def test_no_special_token_comes_from_plain_text(name: str) -> None:
     tokenizer = real(name)
     special = {marker.token_id for marker in tokenizer.markers if marker.special}
@@ -175,6 +198,14 @@ def test_phi_3_strips_after_specials_and_adds_bos() -> None:
     ]  # fmt: skip
     assert tokenizer.eos_ids[0] == 32000
     assert 32007 in tokenizer.eos_ids
+
+
+def test_llama_3_adds_bos_and_ends_at_its_turn() -> None:
+    tokenizer = real("llama-3")
+    turn = "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>"
+    ids = [128_000, 128_006, 882, 128_007, 271, 9906, 128_009]
+    assert tokenizer.encode(turn, add_special=True, parse_special=True) == ids
+    assert {128_001, 128_009} <= set(tokenizer.eos_ids)
 
 
 def test_a_continued_sentencepiece_text_keeps_its_space() -> None:
@@ -204,40 +235,6 @@ def _sentencepiece() -> Callable[[str], list[int]]:
 
     encode: Callable[[str], list[int]] = phi_3(tokenizer_file("phi-3-vocab.gguf")).encode
     return encode
-
-
-def test_llama_bpe_agrees_with_its_published_pretokenizer(tmp_path: Path) -> None:
-    """Llama 3's pattern on GPT-2's merges, against `tokenizers` reading a tokenizer.json."""
-    reader = gguf.GGUFReader(tokenizer_file("gpt-2-vocab.gguf")).fields
-    get = {key: reader[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "merges")}
-    keys = {
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe",
-        "tokenizer.ggml.tokens": get["tokens"], "tokenizer.ggml.merges": get["merges"],
-    }  # fmt: skip
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
-             "invert": False}  # fmt: skip
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-             "use_regex": False}  # fmt: skip
-    ids = {text: index for index, text in enumerate(get["tokens"])}
-    model = {"type": "BPE", "vocab": ids, "merges": get["merges"], "ignore_merges": True}
-    oracle = tokenizers.Tokenizer.from_str(
-        json.dumps(
-            {
-                "version": "1.0",
-                "added_tokens": [],
-                "model": model,
-                "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
-            }
-        )
-    )
-    with GGUFFile.open(written(tmp_path / "m.gguf", "llama", keys)) as file:
-        tokenizer = Tokenizer.from_file(file)
-    for case in cases("gpt-2"):
-        assert tokenizer.encode(case["text"]) == oracle.encode(case["text"]).ids
 
 
 def test_the_longest_marker_wins_and_white_space_is_stripped() -> None:
