@@ -41,8 +41,20 @@ def print_verification(verification: Verification, console: Console) -> None:
     console.print(Text(verification.identity, style="bold"))
     console.print(verification_table(verification))
     console.print(Text(verification.verdict))
-    word, style = ("HOLDS", "green") if verification.holds else ("DOES NOT HOLD", "bold red")
+    word, style = _conclusion(verification)
     console.print(Text(f"The evidence {word}.", style=style))
+
+
+def _conclusion(verification: Verification) -> tuple[str, str]:
+    if verification.holds:
+        return "HOLDS", "green"
+    if verification.whole:
+        return (
+            "IS WHOLE, but its verdicts were NOT RECOMPUTED: verify it with the haikugate that"
+            " made it",
+            "bold yellow",
+        )
+    return "DOES NOT HOLD", "bold red"
 
 
 def verify(

@@ -9,7 +9,8 @@ from harness.manifest import digest_file
 from harness.observation import Json
 
 _ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("harness", "suites")
+PACKAGES = ("harness", "suites", "engine", "kernels")
+"""What judges and what is judged by: the reference engine is part of the harness."""
 _LEFT_OUT = {".pyc", ".nbi", ".nbc"}
 
 

@@ -15,6 +15,8 @@ from harness.keys import PublicKey
 from harness.observation import Json
 
 MAX_AGE_DAYS = 365
+VERDICTS = 5
+"""The step without which a bundle is only its maker's word."""
 
 
 class Status(StrEnum):
@@ -92,10 +94,15 @@ class Verification:
     steps: tuple[Taken, ...]
 
     @property
+    def whole(self) -> bool:
+        """Whether nothing that could be checked fails."""
+        return Status.FAILS not in [step.status for step in self.steps]
+
+    @property
     def holds(self) -> bool:
-        """Whether all that could be checked holds, and something could."""
-        statuses = [step.status for step in self.steps]
-        return Status.FAILS not in statuses and Status.HOLDS in statuses
+        """Whether nothing fails, and the verdicts were worked out again from the evidence."""
+        recomputed = [step.status for step in self.steps if step.number == VERDICTS]
+        return self.whole and recomputed == [Status.HOLDS]
 
 
 def take(step: Step, case: Case) -> Taken:

@@ -10,6 +10,8 @@ from harness.recompute import context_from, recomputed_checks, recomputed_trace
 from harness.strict_json import dumps_line
 from harness.timings import derive_timings, exchange_files
 from harness.verify import MAX_AGE_DAYS, Case, NotChecked, Step
+from harness.verify_binding import check_binding
+from harness.verify_files import signing_key
 
 
 def _other_version(case: Case) -> str:
@@ -26,6 +28,8 @@ def check_checklist(case: Case) -> str:
         odd = next(name for name in installed if (recorded or {}).get(name) != installed[name])
         raise BundleError(f"metadata.json: {odd} is not the checklist installed here")
     context = context_from(case.bundle.metadata.get("judging") or {})
+    if any(waiver.key_id == signing_key(case).key_id for waiver in context.waivers):
+        raise BundleError("metadata.json: a waiver is signed by the bundle's own key")
     wanted = [check.id for check in context.in_scope(case.options.checklists)]
     got = [check["id"] for check in case.bundle.checks["checks"]]
     if wanted != got:
@@ -108,7 +112,10 @@ def check_report(case: Case) -> str:
 
 
 def check_freshness(case: Case) -> str:
-    """Step 8: the reviewer's nonce was used, the bundle is not from the future, and not too old."""
+    """Step 8: the nonce, the reviewer's if given, the times and the models are those of the run.
+
+    The bundle is not from the future, and not too old.
+    """
     metadata, options = case.bundle.metadata, case.options
     if options.nonce is not None and metadata.get("nonce") != options.nonce:
         raise BundleError("metadata.json: the run did not use the nonce you gave it")
@@ -116,6 +123,7 @@ def check_freshness(case: Case) -> str:
         ended = datetime.fromisoformat(metadata["ended_at"]).astimezone(UTC)
     except (KeyError, TypeError, ValueError):
         raise BundleError("metadata.json: ended_at is not a time") from None
+    check_binding(case.bundle)
     age = options.now - ended
     if age < timedelta(hours=-1):
         raise BundleError(f"metadata.json: ended_at {ended:%Y-%m-%d} lies in the future")
@@ -135,7 +143,7 @@ def check_replay(case: Case) -> str:
 
 
 def check_installation(case: Case) -> str:
-    """Step 10: the harness and the suites that made the bundle are those installed here."""
+    """Step 10: harness, suites and reference engine that made it are those installed here."""
     if not case.same_version:
         raise NotChecked(_other_version(case))
     made_by, here = case.bundle.metadata["harness"], case.options.installed
@@ -147,7 +155,7 @@ def check_installation(case: Case) -> str:
             f"{odd[0]}: not the file installed here ({len(odd)} differ), version"
             f" {case.made_by} notwithstanding"
         )
-    return f"haikugate {case.made_by}, {len(here['files'])} files of harness and suites"
+    return f"haikugate {case.made_by}, {len(here['files'])} files of harness, suites and reference"
 
 
 CLAIM_STEPS = (

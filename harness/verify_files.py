@@ -29,7 +29,8 @@ from harness.verify import Case, Step
 PREDICATES = {TEST_RESULT: TEST_RESULT_TYPE, CERTIFICATE: CERTIFICATE_TYPE}
 
 
-def _key(case: Case) -> PublicKey:
+def signing_key(case: Case) -> PublicKey:
+    """The reviewer's key, else the bundle's own."""
     if case.options.public_key is not None:
         return case.options.public_key
     name = "public-key.pem"
@@ -38,7 +39,7 @@ def _key(case: Case) -> PublicKey:
 
 def signed_statements(case: Case) -> dict[str, dict[str, Json]]:
     """Both statements by file, their signatures checked; raises SignatureError."""
-    key = _key(case)
+    key = signing_key(case)
     statements = {}
     for name, predicate_type in PREDICATES.items():
         content = read_bounded(case.bundle.path, name, MAX_BYTES)
@@ -56,7 +57,7 @@ def check_signature(case: Case) -> str:
         signed = _subjects(statement, name).get(MANIFEST)
         if signed != got:
             raise BundleError(f"{MANIFEST}: got SHA-256 {got}, {name} signs {signed}")
-    return f"two statements, ECDSA P-256, key {_key(case).key_id}"
+    return f"two statements, ECDSA P-256, key {signing_key(case).key_id}"
 
 
 def _subjects(statement: Mapping[str, Any], where: str) -> dict[str, str]:

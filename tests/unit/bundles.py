@@ -1,5 +1,6 @@
 """Small real bundles for tests of evidence, verification and reports."""
 
+import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,6 +132,8 @@ def sealed(
     part = writer.part("main")
     records: list[dict[str, Any]] = []
     tests = [[f"suites/t.py::{o.test}", o.test, [o.check]] for o in observations]
+    commitment = hashlib.sha256(NONCE.encode()).hexdigest()
+    part.attempt({"event": "nonce_committed", "sha256": commitment})
     part.attempt({"event": "collected", "tests": tests, "errors": []})
     part.telemetry([Sample(n * 50_000_000, 99.5, 1 << 20) for n in range(20)])
     for seen in observations:
@@ -148,6 +151,7 @@ def sealed(
         part.observation(seen, f"suites/t.py::{seen.test}")
     part.seed({"seed": 7})
     part.engine_log("engine", ['{"event": "ready"}'])
+    part.attempt({"event": "nonce_opened", "nonce": NONCE})
     part.close()
     plan = seal_of(observations, records)
     members = {**vars(plan), **changes}

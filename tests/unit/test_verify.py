@@ -390,6 +390,8 @@ def test_other_checklists_of_another_version_are_not_checked(bundle: Path) -> No
         checklists=replace(CHECKLISTS, digests={"gate1.toml": "bb" * 32}),
     )
     assert [statuses(verification.steps)[n] for n in (4, 5)] == ["not checked"] * 2
+    assert verification.whole
+    assert not verification.holds
 
 
 def test_an_unfinished_run_never_holds(tmp_path: Path) -> None:
