@@ -26,6 +26,7 @@ class ProbeOptions:
 
 
 PROBES: dict[str, str] = {
+    "api": "engine.probes.api",
     "dequant": "engine.probes.dequant",
     "products": "engine.probes.products",
     "gguf-refusals": "engine.probes.gguf_refusals",

@@ -1,5 +1,6 @@
 """From pytest's options to the state of a gate run."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from harness.errors import UsageError
 from harness.gates import JudgeContext
 from harness.keys import Signer, read_private_key, read_public_key, signer_from_environment
 from harness.session import GateSession, Nonce
-from harness.under_test import DEFAULT_MODEL, EngineOptions, EngineUnderTest
+from harness.under_test import DEFAULT_MODEL, READY_TIMEOUT_S, EngineOptions, EngineUnderTest
 
 
 def option(config: pytest.Config, name: str) -> Any:
@@ -45,7 +46,17 @@ def engine_options(config: pytest.Config) -> EngineOptions:
         models=tuple(models),
         gpus=chosen_gpus(option(config, "gpus")),
         worker=worker_index(config),
+        ready_timeout_s=ready_timeout_s(option(config, "ready_timeout")),
     )
+
+
+def ready_timeout_s(given: float | None) -> float:
+    """Seconds that an engine may take until it answers; raises UsageError for none at all."""
+    if given is None:
+        return READY_TIMEOUT_S
+    if not 0 < given < math.inf:
+        raise UsageError(f"--ready-timeout: wanted seconds above 0, got {given:g}")
+    return given
 
 
 def chosen_gpus(words: str) -> tuple[str, ...]:

@@ -33,6 +33,10 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--engine-url", {"default": "", "metavar": "URL", "help": "an engine that already runs"}),
     ("--image", {"default": "", "help": "the engine's container image"}),
     ("--model", {"action": "append", "metavar": "NAME_OR_PATH", "help": "model; repeatable"}),
+    (
+        "--ready-timeout",
+        {"type": float, "metavar": "SECONDS", "help": "how long a launched engine may load (120)"},
+    ),
     ("--gpus", {"default": "", "metavar": "LIST", "help": "GPU indices, worker i gets i mod n"}),
     ("--nonce", {"default": None, "help": "a reviewer's nonce (random if omitted)"}),
     ("--waivers", {"default": None, "metavar": "FILE", "help": "signed waiver file"}),

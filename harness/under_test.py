@@ -35,6 +35,7 @@ class EngineOptions:
     models: tuple[str, ...] = (DEFAULT_MODEL,)
     gpus: tuple[str, ...] = ()
     worker: int = 0
+    ready_timeout_s: float = READY_TIMEOUT_S
 
     @property
     def ours(self) -> bool:
@@ -99,8 +100,9 @@ class EngineUnderTest:
         gpu = self.options.gpu
         chosen = gpu not in (None, "all") and self.options.launcher != "docker"
         env = {"CUDA_VISIBLE_DEVICES": str(gpu)} if chosen else {}
+        timeout_s = self.options.ready_timeout_s
         return LaunchSpec(
-            self.command, model or self.model_path, env=env, ready_timeout_s=READY_TIMEOUT_S
+            self.command, model or self.model_path, env=env, ready_timeout_s=timeout_s
         )
 
     def launch(
