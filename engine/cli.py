@@ -113,7 +113,14 @@ def serve(
         api_key=api_key,
         log_format=_log_format(log_format),
     )
-    raise typer.Exit(serve_model(options))
+    _leave(serve_model(options))
+
+
+def _leave(code: int) -> None:
+    """End the process now: Python's own way out waits for threads, and a late signal kills it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @app.command(

@@ -29,6 +29,7 @@ from engine.validation import ExecuteBody
 MAX_BODY_BYTES = 1 << 20
 BODY_TIMEOUT_S = 30.0
 RETRY_AFTER_S = 1
+_SHUTTING_DOWN = "the engine is shutting down: send the request elsewhere"
 _DISCARD_BYTES = 32 << 20
 _DISCARD_S = 2.0
 _CORRELATION = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -119,7 +120,7 @@ class Gateway:
         try:
             self._check(scope)
             await self._app(scope, receive, send_correlated)
-        except Exception as exc:
+        except (Exception, asyncio.CancelledError) as exc:
             error = self._as_engine_error(exc)
             self._tell(error, correlation, scope)
             if begun:
@@ -131,16 +132,18 @@ class Gateway:
         if self._api_key is not None and not self._has_key(scope["headers"]):
             raise Unauthorized("send the API key as 'Authorization: Bearer KEY'")
         if self._is_draining() and scope["path"] not in _WHILE_DRAINING:
-            raise ShuttingDown("the engine is shutting down: send the request elsewhere")
+            raise ShuttingDown(_SHUTTING_DOWN)
 
     def _has_key(self, headers: list[tuple[bytes, bytes]]) -> bool:
         given = b"".join(value for name, value in headers if name == b"authorization")
         wanted = b"Bearer " + (self._api_key or b"")
         return hmac.compare_digest(given, wanted)
 
-    def _as_engine_error(self, exc: Exception) -> EngineError:
+    def _as_engine_error(self, exc: BaseException) -> EngineError:
         if isinstance(exc, EngineError):
             return exc
+        if isinstance(exc, asyncio.CancelledError):  # nobody but HttpServer.stop cancels
+            return ShuttingDown(_SHUTTING_DOWN)
         if isinstance(exc, HTTPException):
             missing = {404: NotFound, 405: MethodNotAllowed}.get(exc.status_code, InternalError)
             return missing(_ROUTING.get(exc.status_code, "the request failed"))

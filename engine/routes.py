@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from engine.jobs import GenerationJob, Job, JobLabel, ScoringJob
 from engine.loading import LoadedModel
 from engine.metrics import CONTENT_TYPE
 from engine.refusals import UnknownJob
+from engine.text_threads import TextThreads
 from engine.validation import (
     B,
     CancelBody,
@@ -42,7 +42,7 @@ class Service:
     model: LoadedModel
     worker: Worker
     admission: Admission
-    threads: ThreadPoolExecutor
+    threads: TextThreads
     identity: Callable[[], dict[str, Any]]
     request_shutdown: Callable[[], None]
 
@@ -52,7 +52,7 @@ class Service:
 
     async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run work that may take milliseconds beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
+        return await self.threads.run(work, *arguments)
 
     def submit(
         self, request: Request, admitted: Admitted, job_id: str | None

@@ -116,6 +116,8 @@ class HttpServer(uvicorn.Server):
         return len(self.server_state.tasks)
 
     def stop(self) -> None:
-        """Close every connection and return from `serve`."""
+        """End what is still being answered, close every connection and return from `serve`."""
+        for task in list(self.server_state.tasks):
+            task.cancel()
         self.should_exit = True
         self.force_exit = True

@@ -1,14 +1,15 @@
 """The life of a serving process: device, model, HTTP, ready, shutdown."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,9 +27,11 @@ from engine.loading import FileDigest, LoadedModel, load_model
 from engine.narration import Narrator
 from engine.routes import Service, native_routes
 from engine.server import HttpServer
+from engine.text_threads import TextThreads
 from engine.worker import Worker
 
-DRAIN_S = 4.0
+DRAIN_S = 3.0
+_CANCEL_S = 1.0
 _FLUSH_S = 0.3
 _DIGEST_WAIT_S = 2.0
 _SWITCH_INTERVAL_S = 0.0005
@@ -69,6 +72,15 @@ def serve(options: ServeOptions) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise_terminated)
     try:
+        return _exit_code(process)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        process.release()
+
+
+def _exit_code(process: "_Process") -> int:
+    try:
         return process.run()
     except _Terminated:
         process.tell_shutdown("a signal came during start")
@@ -77,8 +89,6 @@ def serve(options: ServeOptions) -> int:
         return process.tell_start_failure(error)
     except Exception as error:
         return process.tell_start_failure(InternalError(f"the start failed: {error!r}"))
-    finally:
-        process.release()
 
 
 def _raise_terminated(_number: int, _frame: object) -> None:
@@ -97,6 +107,7 @@ class _Process:
         self._model: LoadedModel | None = None
         self._digest = FileDigest(options.model)
         self._shutdown_reason = ""
+        self.at_work = False
 
     def run(self) -> int:
         """Bind, load, serve."""
@@ -113,8 +124,8 @@ class _Process:
         return 0
 
     def release(self) -> None:
-        """Free the model, the socket and its file."""
-        if self._model is not None:
+        """Free the model, the socket and its file; the exit frees what a thread still reads."""
+        if self._model is not None and not self.at_work:
             self._model.close()
         if self._listener is not None:
             self._listener.close()
@@ -192,8 +203,7 @@ class _Process:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._tell_loop_error)
         stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._request_stop, stop, signal.Signals(number).name)
+        self._stop_on_signals(loop, stop)
         worker = Worker(
             model.runtime,
             model.tokenizer,
@@ -201,28 +211,29 @@ class _Process:
             inference_timeout_s=options.inference_timeout_s,
             residency_check_s=options.residency_check_s,
         )
-        with ThreadPoolExecutor(2, "text") as threads:
-            app = self._app(model, worker, threads, stop)
-            gateway = Gateway(
-                app,
-                self._narrate,
-                options.api_key,
-                lambda: worker.queue.closed,
-                worker.metrics.refused,
-            )
-            server = HttpServer(gateway)
-            worker.start()
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            try:
-                await self._announce(server, listener)
-                await stop.wait()
-            finally:
-                await self._stop(worker, server)
-                await serving
+        threads = TextThreads()
+        gateway = Gateway(
+            self._app(model, worker, threads, stop),
+            self._narrate,
+            options.api_key,
+            lambda: worker.queue.closed,
+            worker.metrics.refused,
+        )
+        server = HttpServer(gateway)
+        worker.start()
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        announcing = asyncio.create_task(self._announce(server, listener))
+        try:
+            await stop.wait()
+        finally:
+            announcing.cancel()
+            await self._stop(worker, server)
+            await serving
+            self.at_work = not threads.close() or worker.is_alive()
         self.tell_shutdown(self._shutdown_reason)
 
     def _app(
-        self, model: LoadedModel, worker: Worker, threads: ThreadPoolExecutor, stop: asyncio.Event
+        self, model: LoadedModel, worker: Worker, threads: TextThreads, stop: asyncio.Event
     ) -> Router:
         from engine.openai_api import openai_routes
 
@@ -242,24 +253,30 @@ class _Process:
         return Router([*native_routes(service), *openai_routes(service)], redirect_slashes=False)
 
     async def _announce(self, server: HttpServer, listener: socket.socket) -> None:
-        await asyncio.to_thread(self._digest.join, _DIGEST_WAIT_S)
-        while not server.started:
+        digest_until = time.monotonic() + _DIGEST_WAIT_S
+        while not server.started or (self._digest.is_alive() and time.monotonic() < digest_until):
             await asyncio.sleep(0.001)
         address = _address(listener)
         start_ms = round((time.monotonic() - self._begun_s) * 1e3, 3)
         self._tell("ready", "Is ready", "serve", "engine", duration_ms=start_ms, **address)
-        if self._options.callback_url is not None and self._model is not None:
-            ready = {
-                "worker_id": self._options.worker_id,
-                "model": self._model.name,
-                "vram_bytes": self._model.runtime.memory().total_bytes,
-                **address,
-            }
-            from engine.callback import announce_ready
+        if self._options.callback_url is not None:
+            arguments = (self._options.callback_url, address)
+            threading.Thread(target=self._call_back, args=arguments, daemon=True).start()
 
-            problem = await asyncio.to_thread(announce_ready, self._options.callback_url, ready)
-            if problem is not None:
-                self._tell_callback_failure(problem)
+    def _call_back(self, url: str, address: dict[str, Any]) -> None:
+        """Deliver the ready callback, in a thread of its own that a shutdown does not wait for."""
+        from engine.callback import announce_ready
+
+        assert self._model is not None
+        ready = {
+            "worker_id": self._options.worker_id,
+            "model": self._model.name,
+            "vram_bytes": self._model.runtime.memory().total_bytes,
+            **address,
+        }
+        problem = announce_ready(url, ready)
+        if problem is not None:
+            self._tell_callback_failure(problem)
 
     def _tell_callback_failure(self, problem: str) -> None:
         self._tell(
@@ -272,16 +289,27 @@ class _Process:
             message=problem,
         )
 
+    def _stop_on_signals(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+        """Not by the loop's own handlers: with these a second signal kills once it is closed."""
+
+        def request(number: int, _frame: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                name = signal.Signals(number).name
+                loop.call_soon_threadsafe(self._request_stop, stop, name)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, request)
+
     def _request_stop(self, stop: asyncio.Event, reason: str) -> None:
         self._shutdown_reason = self._shutdown_reason or reason
         stop.set()
 
     async def _stop(self, worker: Worker, server: HttpServer) -> None:
-        """Let the running job finish for at most 4 s, then cancel it; close every connection."""
+        """Let the running job finish, cancel it where it takes too long; close every connection."""
         worker.drain()
         if not await asyncio.to_thread(worker.queue.wait_idle, DRAIN_S):
             worker.queue.cancel_running("the engine is shutting down")
-        await asyncio.to_thread(worker.join, 0.5)
+        await asyncio.to_thread(worker.join, _CANCEL_S)
         flush_until = time.monotonic() + _FLUSH_S
         while server.n_tasks and time.monotonic() < flush_until:
             await asyncio.sleep(0.005)

@@ -5,6 +5,7 @@ The merging is the `tokenizers` library's; what it merges by comes from the GGUF
 and only where the caller asks, so that no user text can spell one.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from engine.metadata import StringArray
 from engine.pretokenizers import PRETOKENIZERS
 from engine.stream_decoder import StreamDecoder
 from engine.vocabulary import Marker, MarkerSplitter, TokenType, Vocabulary, byte_of_piece
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts come one at a time
 
 MAX_TOKENS = 1 << 20
 
@@ -115,12 +118,13 @@ class Tokenizer:
         return self._splitter.first_characters
 
     def _ids_of(self, pieces: Any) -> list[int]:
+        """Ids of texts and ids; as batches of one, since only batches let go of the GIL."""
         ids: list[int] = []
         for piece in pieces:
             if isinstance(piece, int):
                 ids.append(piece)
             elif piece:
-                ids.extend(self._merger.encode(piece, add_special_tokens=False).ids)
+                ids += self._merger.encode_batch_fast([piece], add_special_tokens=False)[0].ids
         return ids
 
     def _with_ends(self, ids: list[int]) -> list[int]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engine.backends import Checkpoint, LoadOptions, MemoryReport, Progress
 from engine.backends.cpu_attention import PAGE_POSITIONS, head_page_bytes
 from engine.backends.cpu_buffers import share_buffers, tensor_names
-from engine.backends.cpu_jit import FEATURES, address_of
+from engine.backends.cpu_jit import FEATURES, address_of, require_unchanged_sources
 from engine.backends.cpu_lowering import Instruction, Lowering, segments
 from engine.backends.cpu_memory import CHUNK_TOKENS, HEAD_ROWS, Activations
 from engine.backends.cpu_threads import Team
@@ -33,6 +33,8 @@ MEBIBYTE = 1 << 20
 PREFILL_SEGMENT_MULTIPLICATIONS = 500_000_000
 DECODE_SEGMENT_BYTES = 200_000_000
 STATE_WORDS = 8
+
+require_unchanged_sources()
 
 
 def load(

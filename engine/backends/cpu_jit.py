@@ -4,6 +4,7 @@ Kernels are `cfunc`s with one signature, called by address, so the interpreter o
 table never depends on which kernels a model uses and only those are compiled.
 """
 
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -18,7 +19,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
+from numba.core.caching import IndexDataCacheFile
 from numba.extending import intrinsic
+
+from engine.errors import DeviceError
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
@@ -35,9 +39,14 @@ def _source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
+_SOURCES_AT_IMPORT = _source_digest()
+
+
 def _cache_dir() -> Path:
+    """A folder for these very sources: Numba itself does not see that a callee has changed."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    path = Path(root) / "haikugate" / "jit" / _source_digest()
+    folder = Path(config.CACHE_DIR) if config.CACHE_DIR else Path(root) / "haikugate" / "jit"
+    path = folder / _SOURCES_AT_IMPORT
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -46,8 +55,31 @@ def _cache_dir() -> Path:
         return Path(tempfile.mkdtemp(prefix="haikugate-jit-"))
 
 
-if not config.CACHE_DIR:
-    config.CACHE_DIR = str(_cache_dir())
+config.CACHE_DIR = str(_cache_dir())
+
+
+def require_unchanged_sources() -> None:
+    """DeviceError if the sources changed since this module was imported; call it after the last.
+
+    Half of the old kernels with half of the new ones would not fail, they would corrupt memory.
+    """
+    if _source_digest() != _SOURCES_AT_IMPORT:
+        raise DeviceError("the CPU kernels' sources changed while they were read: start again")
+
+
+def _save_alone(self: IndexDataCacheFile, key: Any, data: Any) -> None:
+    """Save under a lock between processes.
+
+    Numba picks a file name from the index, writes the index, then the file: two processes that do
+    so at once for two kernels of one function would leave one kernel under the other's key.
+    """
+    with open(os.path.join(self._cache_path, "lock"), "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _save(self, key, data)
+
+
+_save = IndexDataCacheFile.save
+IndexDataCacheFile.save = _save_alone
 
 
 def host_features() -> frozenset[str]:

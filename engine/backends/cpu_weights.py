@@ -142,17 +142,20 @@ class Weights:
         total, done = sum(tensor.raw.nbytes for tensor in tensors), 0
         progress(0, total)
         order = sorted(tensors, key=lambda tensor: -tensor.raw.nbytes)
-        with ThreadPoolExecutor(n_threads) as pool:
+        pool = ThreadPoolExecutor(n_threads)
+        try:
             jobs: list[Any] = [(t, pool.submit(self._one, t, t.name in vectors)) for t in order]
             for tensor, job in jobs:
                 job.result()
                 done += tensor.raw.nbytes
                 progress(done, total)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _one(self, tensor: Tensor, is_vector: bool) -> None:
         if is_vector:
             values = dequantize_tensor(tensor.type, tensor.raw, tensor.shape)
-            self.vectors[tensor.name] = np.ascontiguousarray(values, np.float32)
+            self.vectors[tensor.name] = np.array(values, np.float32)  # never a view of the file
             return
         layout = _layout(tensor)
         stack, rows, columns = matrix_shape(tensor)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,26 @@ class EngineProcess:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        whole = self.log.read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
+
+    @property
+    def host(self) -> str:
+        return str(self.events("ready")[0]["host"])
+
+    @property
+    def port(self) -> int:
+        return int(self.events("ready")[0]["port"])
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["event"] == name]
+
+    def await_event(self, name: str) -> None:
+        def is_told() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            return bool(self.events(name))
+
+        wait_until(is_told)
 
     def execute(self, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
         body = {"job_id": os.urandom(8).hex(), "max_tokens": 8, "temperature": 0.0, **fields}
@@ -39,10 +55,11 @@ class EngineProcess:
         assert answer.status_code == 200, answer.text
         return parse(answer.text)
 
-    def stop(self, number: int = signal.SIGTERM) -> tuple[int, float]:
-        begun = time.monotonic()
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send the signal; the exit code, which must come within the contract's 5 s."""
+        limit_s = patience_s(5.0)
         self.process.send_signal(number)
-        return self.process.wait(20), time.monotonic() - begun
+        return self.process.wait(limit_s)
 
 
 def parse(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -54,33 +71,48 @@ def text_of(events: list[tuple[str, dict[str, Any]]]) -> str:
     return "".join(fields["t"] for name, fields in events if name == "token")
 
 
+def patience_s(limit_s: float) -> float:
+    """A limit of the contract, longer where other work fills the machine."""
+    return limit_s * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.01)
+
+
 @contextlib.contextmanager
-def launched(folder: Path, *options: str, uds: Path | None = None) -> Iterator[EngineProcess]:
-    """Launch, wait for `ready`, kill at the end."""
+def started(
+    folder: Path, *options: str, uds: Path | None = None, model: Path = MODEL
+) -> Iterator[EngineProcess]:
+    """Start, and kill at the end; the client has no address yet."""
     log = folder / f"log-{os.urandom(4).hex()}.jsonl"
     address = ("--uds", str(uds)) if uds else ("--port", "0")
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [*COMMAND, "serve", "--model", str(MODEL), *address, "--log-format", "json", *options],
+            [*COMMAND, "serve", "--model", str(model), *address, "--log-format", "json", *options],
             stderr=stderr,
             stdout=subprocess.DEVNULL,
         )
     try:
-        deadline = time.monotonic() + 120
-        while '"ready"' not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        ready = next(
-            x for x in map(json.loads, log.read_text().splitlines()) if x["event"] == "ready"
-        )
-        url = "http://engine" if uds else f"http://127.0.0.1:{ready['port']}"
         transport = httpx.HTTPTransport(uds=str(uds)) if uds else None
-        with httpx.Client(
-            base_url=url, transport=transport, timeout=120, trust_env=False
-        ) as client:
+        with httpx.Client(transport=transport, timeout=120, trust_env=False) as client:
             yield EngineProcess(process, log, client)
     finally:
         if process.poll() is None:
             process.kill()
         process.wait(10)
+
+
+@contextlib.contextmanager
+def launched(
+    folder: Path, *options: str, uds: Path | None = None, model: Path = MODEL
+) -> Iterator[EngineProcess]:
+    """Launch, wait for `ready`, kill at the end."""
+    with started(folder, *options, uds=uds, model=model) as engine:
+        engine.await_event("ready")
+        ready = engine.events("ready")[0]
+        engine.client.base_url = "http://engine" if uds else f"http://127.0.0.1:{ready['port']}"
+        yield engine

@@ -108,39 +108,13 @@ def test_no_byte_that_the_process_writes_quotes_a_request(tmp_path: Path) -> Non
             assert engine.client.post("/execute", json=body).status_code == 400
         engine.client.post("/execute", content=b"canarybody")
         engine.client.get("/canarypath")
-        code, _ = engine.stop()
-        assert code == 0
+        assert engine.stop() == 0
         written = engine.log.read_text()
     assert "canary" not in written
     assert said.strip()[:20] not in written
     events = {line["event"] for line in engine.lines}
     assert {"startup", "ready", "execute_start", "execute_end", "error", "shutdown"} <= events
     assert all(len(line["human"]) <= 100 for line in engine.lines)
-
-
-@pytest.mark.parametrize("phase", ["idle", "decode", "queue", "prefill"])
-def test_sigterm_ends_within_five_seconds_with_code_zero(tmp_path: Path, phase: str) -> None:
-    with launched(tmp_path) as engine:
-        answers: list[Any] = []
-
-        def ask(index: int) -> None:
-            prompt = "x y z " * 1200 if phase == "prefill" else "Count:"
-            body = {"job_id": f"j{index}", "prompt": prompt, "max_tokens": 1500, "seed": 1}
-            answers.append(engine.client.post("/execute", json=body))
-
-        n_jobs = {"idle": 0, "decode": 1, "queue": 3, "prefill": 1}[phase]
-        jobs = [threading.Thread(target=ask, args=(i,), daemon=True) for i in range(n_jobs)]
-        for job in jobs:
-            job.start()
-        time.sleep(0.7)
-        code, seconds = engine.stop()
-        assert code == 0
-        assert seconds < 6.0
-        for job in jobs:
-            job.join(5)
-        assert len(answers) == n_jobs
-        assert all("event: error" in a.text or "event: end" in a.text for a in answers)
-        assert len(engine.events("shutdown")) == 1
 
 
 def test_a_unix_socket_serves_and_is_removed(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ from engine.routes import Service, native_routes
 from engine.sampler import SampledToken, SamplingParams, TokenScore
 from engine.server import HttpServer
 from engine.stream_decoder import StreamDecoder
+from engine.text_threads import TextThreads
 from engine.worker import Worker
 
 VOCAB = 258
@@ -177,33 +177,32 @@ def serving(
     stop_requests: list[str] = []
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
-    with ThreadPoolExecutor(2) as threads:
-        service = Service(
-            model=model,
-            worker=worker,
-            admission=Admission(ByteTokenizer(), EchoTemplate(), bounds),
-            threads=threads,
-            identity=lambda: {"model": "fake"},
-            request_shutdown=lambda: stop_requests.append("shutdown"),
+    service = Service(
+        model=model,
+        worker=worker,
+        admission=Admission(ByteTokenizer(), EchoTemplate(), bounds),
+        threads=TextThreads(),
+        identity=lambda: {"model": "fake"},
+        request_shutdown=lambda: stop_requests.append("shutdown"),
+    )
+    app = Router([*native_routes(service), *openai_routes(service)], redirect_slashes=False)
+    closed = worker.queue
+    gateway = Gateway(app, narrate, api_key, lambda: closed.closed, worker.metrics.refused)
+    server = HttpServer(gateway)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    worker.start()
+    thread.start()
+    while not server.started:
+        time.sleep(0.002)
+    address = listener.getsockname()
+    try:
+        yield Serving(
+            f"http://127.0.0.1:{address[1]}", address, runtime, worker, lines, stop_requests
         )
-        app = Router([*native_routes(service), *openai_routes(service)], redirect_slashes=False)
-        closed = worker.queue
-        gateway = Gateway(app, narrate, api_key, lambda: closed.closed, worker.metrics.refused)
-        server = HttpServer(gateway)
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-        worker.start()
-        thread.start()
-        while not server.started:
-            time.sleep(0.002)
-        address = listener.getsockname()
-        try:
-            yield Serving(
-                f"http://127.0.0.1:{address[1]}", address, runtime, worker, lines, stop_requests
-            )
-        finally:
-            worker.drain()
-            worker.queue.cancel_running("the test is over")
-            worker.join(5)
-            server.stop()
-            thread.join(5)
-            listener.close()
+    finally:
+        worker.drain()
+        worker.queue.cancel_running("the test is over")
+        worker.join(5)
+        server.stop()
+        thread.join(5)
+        listener.close()
