@@ -1,5 +1,6 @@
 """`haikugate certify`: a gate run with live progress, one line a check."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,13 @@ from harness.errors import UsageError
 
 SUITES = Path(__file__).resolve().parent.parent / "suites"
 QUIET = ("-q", "--no-header", "--tb=no", "--no-summary", "-o", "console_output_style=classic")
-PLAIN = ("-c", "/dev/null", "-p", "no:cacheprovider", "--import-mode=importlib")
+PLAIN = (
+    *("-c", "/dev/null", "-p", "no:cacheprovider", "--import-mode=importlib"),
+    *("--confcutdir", str(SUITES), "-p", "haikugate"),
+)
+"""No configuration, cache or conftest.py but the suites' own."""
+NO_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+FOREIGN_VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
 
 
 def option_lines() -> str:
@@ -43,7 +50,10 @@ def run_gate(marker: str, arguments: Sequence[str], workers: int = 0) -> int:
 
     if not SUITES.is_dir():
         raise UsageError(f"{SUITES}: the gate suites are not installed")
-    spread = ("-n", str(workers)) if workers else ()
+    for name in FOREIGN_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ |= NO_PLUGINS
+    spread = ("-p", "xdist.plugin", "-n", str(workers)) if workers else ()
     given = (*PLAIN, *QUIET, *spread, "-m", marker, str(SUITES), *arguments)
     code = int(pytest.main(list(given), plugins=[LiveChecks()]))
     return {4: 2, 5: 1}.get(code, code)

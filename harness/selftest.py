@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from harness.certify import PLAIN, SUITES
+from harness.certify import NO_PLUGINS, PLAIN, SUITES
 from harness.checklist import load_checklists
 from harness.errors import UsageError
 from harness.saboteurs.registry import CONTROL, SABOTEURS
@@ -119,22 +120,23 @@ def chosen(only: Sequence[str], *, quick: bool) -> list[str]:
     return list(first.values())
 
 
-def run_trials(model: Path, names: Sequence[str], runs: int) -> Iterator[Trial]:
+Plan = list[tuple[str, list[str]]]
+"""Trials to make: the saboteur and the checks whose tests run against it."""
+
+
+def planned(names: Sequence[str], runs: int) -> Plan:
     """The control, then each saboteur, `runs` times; those without a test are left out."""
     checks = list(dict.fromkeys(SABOTEURS[name].caught_by for name in names))
     provable = [check for check in checks if required_tests(check)]
-    for _ in range(runs if provable else 0):
-        yield trial(CONTROL.name, provable, model)
-    for name in names:
-        intended = SABOTEURS[name].caught_by
-        for _ in range(runs if required_tests(intended) else 0):
-            yield trial(name, [intended], model)
+    control: Plan = [(CONTROL.name, provable)] * (runs if provable else 0)
+    each = [(name, [SABOTEURS[name].caught_by]) for name in names]
+    return control + [one for one in each if one[1][0] in provable for _ in range(runs)]
 
 
-def n_trials(names: Sequence[str], runs: int) -> int:
-    """How many trials `run_trials` makes."""
-    provable = [name for name in names if required_tests(SABOTEURS[name].caught_by)]
-    return runs * (len(provable) + bool(provable))
+def run_trials(model: Path, plan: Plan, jobs: int = 1) -> Iterator[Trial]:
+    """Make the trials, `jobs` at a time, in the plan's order."""
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(lambda one: trial(one[0], one[1], model), plan)
 
 
 def trial(saboteur: str, checks: Sequence[str], model: Path) -> Trial:
@@ -192,11 +194,12 @@ def _pytest_command(saboteur: str, checks: Sequence[str], model: Path, folder: P
 
 def _environment() -> dict[str, str]:
     """The environment without what belongs to a real run: its key, folder and name."""
-    return {
+    kept = {
         name: value
         for name, value in os.environ.items()
         if name in KEPT_VARIABLES or not name.startswith(("HAIKUGATE_", "PYTEST_"))
     }
+    return kept | NO_PLUGINS
 
 
 def _verdict_rows(folder: Path) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ def selftest(
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="One saboteur; repeatable.")
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Runs of the control and each saboteur.")] = 1,
     model: Annotated[
         str, typer.Option(help="A registered name or a file.")
@@ -36,15 +37,15 @@ def selftest(
     Exit status 0 only if every one is caught and the honest control raises no alarm.
     """
     from harness import models
-    from harness.selftest import chosen, n_trials, qualification, run_trials
+    from harness.selftest import chosen, planned, qualification, run_trials
 
     names = chosen(only or (), quick=quick)
-    path = models.resolve(model)
+    path, plan = models.resolve(model), planned(names, runs)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("control", total=n_trials(names, runs))
+        task = bar.add_task("control", total=len(plan))
         trials = []
-        for one in run_trials(path, names, runs):
+        for one in run_trials(path, plan, jobs):
             trials.append(one)
             bar.update(task, advance=1, description=f"{one.saboteur} {one.seconds:.0f} s")
     found = qualification(names, trials)

@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.saboteurs.registry import CONTROL, SABOTEURS
-from harness.selftest import Trial, chosen, n_trials, qualification, required_tests
+from harness.selftest import Trial, chosen, planned, qualification, required_tests, run_trials
 from harness.selftest_command import JSON_NAME, MARKDOWN_NAME, as_markdown, write
 
 NAME = "inflated-usage"
@@ -79,9 +79,28 @@ def test_quick_takes_one_of_each_check() -> None:
         chosen(["nobody"], quick=False)
 
 
-def test_the_number_of_trials_counts_the_control_and_leaves_out_what_has_no_test() -> None:
+def test_the_plan_begins_with_the_control() -> None:
     assert required_tests(CHECK) == ("test_tokens_are_counted_alike",)
-    assert n_trials([NAME], 3) == 6
+    assert planned([NAME], 2) == [(CONTROL.name, [CHECK])] * 2 + [(NAME, [CHECK])] * 2
+
+
+def test_what_has_no_test_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness.selftest
+
+    monkeypatch.setattr(harness.selftest, "required_tests", lambda check: ())
+    assert planned([NAME], 3) == []
+
+
+def test_trials_keep_their_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import harness.selftest
+
+    def quick(name: str, checks: list[str], model: Path) -> Trial:
+        time.sleep(0.05 if name == CONTROL.name else 0.0)
+        return Trial(name, dict.fromkeys(checks, "fail"), {}, 0.0)
+
+    monkeypatch.setattr(harness.selftest, "trial", quick)
+    made = list(run_trials(tmp_path, planned([NAME], 1), jobs=2))
+    assert [one.saboteur for one in made] == [CONTROL.name, NAME]
 
 
 def test_both_files_are_written_as_the_report_reads_them(tmp_path: Path) -> None:
