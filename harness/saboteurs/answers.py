@@ -66,6 +66,29 @@ class HashText(CannedText):
         return "".join(f" {words[byte % 8]}" for byte in digest * 8)
 
 
+class NoCompute(HashText):
+    """Streams random tokens faster than any memory could be read."""
+
+    name = "no-compute"
+    cheat = "streams words drawn from a hash at once, in no time a token"
+    caught_by = "G4-GENUINE-PHYSICS"
+
+
+class OtherWholeAnswer(Saboteur):
+    """Answers in one piece from somewhere else than in a stream."""
+
+    name = "other-whole-answer"
+    cheat = "drops the last word of every answer that is not streamed"
+    caught_by = "G4-GENUINE-STREAM"
+
+    async def answer(self, path: str, asked: Body, answer: Body) -> Body:
+        """A shorter text."""
+        for choice in answer.get("choices", []):
+            if "text" in choice:
+                choice["text"] = choice["text"].rpartition(" ")[0]
+        return answer
+
+
 class EmptySuccess(Saboteur):
     """Ends a failed job as if it had simply produced nothing."""
 

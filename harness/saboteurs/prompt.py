@@ -31,6 +31,20 @@ class SilentTruncation(Saboteur):
             yield changed(event, prompt_tokens=n) if shown else event
 
 
+class DropsLastId(Saboteur):
+    """Reads prompts of token ids only almost to their end."""
+
+    name = "drops-last-id"
+    cheat = "drops the last token of every prompt that is given as token ids"
+    caught_by = "G4-GENUINE-PREFIX"
+
+    async def request(self, body: Body) -> Body:
+        """One id less."""
+        if len(body.get("prompt_ids") or []) > 1:
+            return {**body, "prompt_ids": body["prompt_ids"][:-1]}
+        return body
+
+
 class WrongBos(Saboteur):
     """Puts a token before each prompt that the model was not trained to see there."""
 

@@ -175,3 +175,17 @@ class RestartsOnOutOfMemory(Saboteur):
                 await self.restart()
                 return
             yield event
+
+
+class RestartsQuietly(Saboteur):
+    """Replaces its engine now and then, so that nothing old can go wrong."""
+
+    name = "restarts-quietly"
+    cheat = "replaces its engine's process before every 20th request"
+    caught_by = "G4-GENUINE-PROCESS"
+
+    async def execute(self, body: Body, headers: dict[str, str]) -> Response:
+        """A new process from time to time."""
+        if self.n_jobs % 20 == 19:
+            await self.restart()
+        return await super().execute(body, headers)

@@ -121,6 +121,18 @@ def test_requests_are_changed_as_said(name: str, changes: Callable[[Any], bool])
     assert changes(asked(SABOTEURS[name](), **body))
 
 
+def test_whole_answers_are_cut() -> None:
+    whole = {"choices": [{"text": "two words"}], "usage": {}}
+    told = asyncio.run(SABOTEURS["other-whole-answer"]().answer("/v1/completions", {}, whole))
+    assert told["choices"] == [{"text": "two"}]
+
+
+def test_ids_are_dropped() -> None:
+    saboteur = SABOTEURS["drops-last-id"]()
+    assert asked(saboteur, prompt_ids=[1, 2, 3])["prompt_ids"] == [1, 2]
+    assert asked(saboteur, prompt="a") == {"prompt": "a"}
+
+
 def test_honest_only_at_first() -> None:
     saboteur = HonestFirstJobs()
     saboteur.n_jobs = HONEST_JOBS
