@@ -1,8 +1,10 @@
 """`haikugate doctor`: what this machine can certify, and why not more."""
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -107,16 +109,15 @@ def _large_gpu() -> Finding:
 
 
 def _docker() -> Finding:
-    try:
-        import docker
+    from harness.launch.docker_daemon import connect, explained
 
-        client = docker.from_env(timeout=5)
-        found = f"Docker {client.version()['Version']}"
-        client.close()
-    except Exception as error:  # whatever the SDK raises, the launcher cannot be used
-        said = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-        return Finding("Docker engine", False, said, "start dockerd; be in group docker")
-    return Finding("Docker engine", True, found)
+    try:
+        with closing(connect()) as client, explained("docker"):
+            return Finding("Docker engine", True, f"Docker {client.version()['Version']}")
+    except HaikugateError as error:
+        said = re.sub(r"^docker: (unix://\S+: )?| \(\[Errno.*$", "", str(error))
+        found, _, remedy = said.partition(": ")
+        return Finding("Docker engine", False, found, remedy)
 
 
 _LOOKS: tuple[Callable[[], Finding], ...] = (
@@ -132,5 +133,5 @@ _CPU = {"Python 3.11", "reference engine", "default model"}
 _PROFILE_NEEDS = {
     "cpu": _CPU,
     "gpu": _CPU | {"CUDA GPU"},
-    "m0": _CPU - {"default model"} | {"CUDA GPU", "24 GB GPU", "reference weights"},
+    "m0": _CPU | {"CUDA GPU", "24 GB GPU", "reference weights"},
 }

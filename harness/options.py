@@ -69,12 +69,14 @@ def chosen_gpus(words: str) -> tuple[str, ...]:
 
 
 def models_of(profile: str) -> tuple[str, ...]:
-    """The registered models that a certificate of this profile is about."""
+    """The registered models that a certificate of this profile is about: the default one first.
+
+    In profile m0 the reference models come to it: checks of the default model stay about that one.
+    """
     from harness.models import registry
 
-    if profile != "m0":
-        return (DEFAULT_MODEL,)
-    return tuple(model.name for model in registry().values() if "m0" in model.profiles)
+    reference = tuple(model.name for model in registry().values() if "m0" in model.profiles)
+    return (DEFAULT_MODEL, *reference) if profile == "m0" else (DEFAULT_MODEL,)
 
 
 def worker_index(config: pytest.Config) -> int:

@@ -38,6 +38,9 @@ MODELS: Final[Mapping[str, ExpectedModel]] = {
     "tiny-phi3": ExpectedModel("phi3", "gguf-spm", 639),
     "tiny-gpt2": ExpectedModel("gpt2", "gguf-bpe", 537),
     "tiny-gpt-oss": ExpectedModel("gpt-oss", "gguf-bpe", 545),
+    "qwen2.5-0.5b-instruct": ExpectedModel("qwen2", "gguf-bpe", 151936),
+    "phi-3-mini-4k-instruct": ExpectedModel("phi3", "gguf-spm", 32064),
+    "gpt-oss-20b": ExpectedModel("gpt-oss", "gguf-bpe", 201088),
 }
 COUNT: Final = {"prompt": "Count to three", "max_tokens": 20, "temperature": 0.0}
 MIN_ANSWERS: Final = 2

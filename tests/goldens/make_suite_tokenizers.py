@@ -2,9 +2,10 @@
 
     python -m tests.goldens.make_suite_tokenizers TOKENIZER_DATA suites/goldens/tokenizers
 
-For the default model, and for the vocabularies of the generated models: of these the pieces are
-few, but pre-tokenizers, normalization, merging and byte fallback are their families' own. What
-TOKENIZER_DATA is says tests/goldens/make_tokenizer_goldens.py.
+For the default model, for the reference models (the vectors of tests/goldens/tokenizers, with the
+digest of the registered file), and for the vocabularies of the generated models: of these the
+pieces are few, but pre-tokenizers, normalization, merging and byte fallback are their families'
+own. What TOKENIZER_DATA is says tests/goldens/make_tokenizer_goldens.py.
 """
 
 import hashlib
@@ -19,10 +20,17 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from engine.synthetic import write_model
+from harness.models import registry
 from tests.goldens.make_tokenizer_goldens import DEFAULT_MODEL, byte_level, phi_3, qwen2
 from tests.goldens.tokenizer_texts import TEXTS
 
 LONGEST_TINY = 2000
+VECTORS = Path(__file__).parent / "tokenizers"
+REFERENCE_MODELS = {
+    "qwen2.5-0.5b-instruct": "qwen2",
+    "phi-3-mini-4k-instruct": "phi-3",
+    "gpt-oss-20b": "gpt-oss",
+}
 
 
 def _smollm2(path: Path) -> Tokenizer:
@@ -67,12 +75,23 @@ def main(data: Path, out: Path) -> None:
         for name, make in made.items():
             path = Path(folder) / f"{name}.gguf"
             write_model(path, name)
-            _write(out, name, path, _cases(make(path), short))
-    _write(out, "smollm2", DEFAULT_MODEL, _cases(_smollm2(DEFAULT_MODEL), list(TEXTS)))
+            _write(out, name, _digest(path), _cases(make(path), short))
+    _write(out, "smollm2", _digest(DEFAULT_MODEL), _cases(_smollm2(DEFAULT_MODEL), list(TEXTS)))
+    write_reference_models(out)
 
 
-def _write(out: Path, name: str, path: Path, cases: list[dict[str, Any]]) -> None:
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+def write_reference_models(out: Path) -> None:
+    """Write the goldens of the models that profile m0 is about."""
+    for name, vectors in REFERENCE_MODELS.items():
+        golden = json.loads((VECTORS / f"{vectors}.json").read_text(encoding="utf-8"))
+        _write(out, name, registry()[name].sha256, golden["cases"])
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write(out: Path, name: str, sha256: str, cases: list[dict[str, Any]]) -> None:
     lines = ",\n".join(json.dumps(case, separators=(",", ":")) for case in cases)
     head = json.dumps({"model": name, "sha256": sha256})[:-1]
     (out / f"{name}.json").write_text(f'{head}, "cases": [\n{lines}\n]}}\n', encoding="utf-8")
