@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -133,26 +132,20 @@ class EngineUnderTest:
         }
 
     def _digest(self) -> str | None:
+        from harness.engine_files import command_files
         from harness.installation import package_files, tree_digest
-        from harness.manifest import digest_file
 
         if self.options.ours and self.options.launcher != "docker":
             return tree_digest({**package_files("engine"), **package_files("kernels")})
         if self.options.launcher == "docker":
             image = getattr(self.launcher, "image_digest", None)
             return None if image is None else str(image)
-        files = [path for part in self.command if (path := _file_of(part)) is not None]
-        return tree_digest({path.name: digest_file(path) for path in files}) if files else None
+        files = command_files(self.command)
+        return tree_digest(files) if files else None
 
     def models(self) -> list[Json]:
         """Every model of the options by name, bytes and digest; a missing file has no digest."""
         return [_model(name) for name in self.options.models]
-
-
-def _file_of(part: str) -> Path | None:
-    """The file a word of the command names: a path, or an executable on PATH."""
-    found = Path(part) if os.sep in part else Path(shutil.which(part) or part)
-    return found if found.is_file() else None
 
 
 def _without_machine(part: str) -> str:
