@@ -28,6 +28,7 @@ goldens: .venv/oracle.stamp
 	$(RUN) tests.goldens.make_goldens
 	$(RUN) tests.goldens.make_tiny_goldens suites/goldens/tiny
 	$(RUN) tests.goldens.make_quant_goldens suites/goldens/quants.json
+	$(RUN) tests.goldens.make_chat_goldens
 	$(RUN) tests.goldens.make_mxfp4_goldens suites/goldens/mxfp4.json
 
 .venv/bin/python:

@@ -9,6 +9,7 @@ messages spell no special token the ids equal those of encoding the rendered tex
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Template
@@ -25,9 +26,18 @@ Message = Mapping[str, Any]
 MAX_TEMPLATE_CHARACTERS = 256 << 10
 MAX_DEPTH = 16
 ROLES = ("system", "developer", "user", "assistant", "tool")
+VARIABLES = (
+    "tools", "documents", "reasoning_effort", "model_identity", "builtin_tools", "enable_thinking",
+)  # fmt: skip
 _KEY = "tokenizer.chat_template"
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _GUARDS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
-_UNGUARDED_KEYS = ("role", "type")
+_WORDS = frozenset(ROLES) | frozenset(
+    ("text", "function", "object", "array", "string", "number", "integer", "boolean", "null")
+)
+"""Values of `role` and `type` that templates compare with their own words."""
+_REASONING = ("reasoning_content", "thinking")
+_MAX_TIME_FORMAT = 64
 
 
 class ChatTemplate:
@@ -58,18 +68,32 @@ class ChatTemplate:
         """The channels of the model's answers, none but where it speaks Harmony."""
         return CHANNELS if self.available and speaks_harmony(self._tokenizer) else ()
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The prompt's text; InvalidRequest names what is wrong with `messages`."""
-        return self._render(_checked(messages), add_generation_prompt)
+    def render(
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] = _NONE,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt's text; InvalidRequest names what is wrong with `messages`.
+
+        `variables` is what else the template may ask for: `tools`, `reasoning_effort`, ….
+        """
+        given = {"messages": _checked(messages), **_named(variables)}
+        return self._render(given, add_generation_prompt)
 
     def encode(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] = _NONE,
+        *,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         """The prompt's token ids, in which special tokens come from the template alone."""
-        checked = _checked(messages)
-        guard = _unused(str(checked) + (self.source or ""))
+        given = {"messages": _checked(messages), **_named(variables)}
+        guard = _unused(str(given) + (self.source or ""))
         starts = self._tokenizer.special_first_characters
-        guarded = _map_strings(checked, lambda text: _guarded(text, starts, guard))
+        guarded = _map_strings(given, lambda text: _guarded(text, starts, guard))
         text = self._render(guarded, add_generation_prompt)
         return self._tokenizer.encode_guarded(text, guard)
 
@@ -84,26 +108,28 @@ class ChatTemplate:
             kind = type(exc).__name__
             raise ModelLoadError(f"{place}: does not compile: {kind}: {str(exc)[:200]}") from exc
 
-    def _render(self, messages: Any, add_generation_prompt: bool) -> str:
+    def _render(self, given: dict[str, Any], add_generation_prompt: bool) -> str:
         if self._template is None:
             raise InvalidRequest("messages", "this model has no chat template; send a prompt")
         self._environment.start()
         try:
-            return _limited(
-                self._template.generate(
-                    messages=messages,
-                    add_generation_prompt=add_generation_prompt,
-                    raise_exception=_refuse,
-                    strftime_now=lambda form: datetime.now().astimezone().strftime(str(form)),
-                    bos_token=self._text_of(self._tokenizer.bos_id),
-                    eos_token=self._text_of(next(iter(self._tokenizer.eos_ids), None)),
-                    tools=None,
-                )
-            )
+            return _limited(self._template.generate(self._own(add_generation_prompt) | given))
         except Exception as exc:
             raise InvalidRequest(
                 "messages", f"the model's chat template refuses: {str(exc)[:200]}"
             ) from exc
+
+    def _own(self, add_generation_prompt: bool) -> dict[str, Any]:
+        """What every template of `transformers` finds beside the caller's variables."""
+        return {
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "raise_exception": _refuse,
+            "strftime_now": _time_now,
+            "bos_token": self._text_of(self._tokenizer.bos_id),
+            "eos_token": self._text_of(next(iter(self._tokenizer.eos_ids), None)),
+        }
 
     def _text_of(self, token_id: int | None) -> str:
         return "" if token_id is None else self._tokenizer.vocabulary.texts[token_id]
@@ -124,6 +150,19 @@ def _refuse(message: object = "") -> str:
     raise TemplateError(str(message))
 
 
+def _time_now(form: object) -> str:
+    if not isinstance(form, str) or len(form) > _MAX_TIME_FORMAT:
+        raise TemplateError(f"a time's format of at most {_MAX_TIME_FORMAT} characters wanted")
+    return datetime.now().astimezone().strftime(form)
+
+
+def _named(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in variables:
+        if name not in VARIABLES:
+            raise InvalidRequest(name, f"{name}: templates know {', '.join(VARIABLES)}")
+    return variables
+
+
 def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
     if not isinstance(messages, list | tuple) or not messages:
         raise InvalidRequest("messages", "a non-empty list of messages wanted")
@@ -140,9 +179,17 @@ def _message(index: int, message: Message) -> dict[str, Any]:
         )
     if isinstance(content, list | tuple):
         content = "".join(_part(index, part) for part in content)
+    if content is None and role == "assistant" and message.get("tool_calls"):
+        return _with_reasoning(message)
     if not isinstance(content, str):
         raise InvalidRequest("messages", f"message {index}: content: a string wanted")
-    return {**message, "content": content}
+    return _with_reasoning({**message, "content": content})
+
+
+def _with_reasoning(message: Message) -> dict[str, Any]:
+    """What the assistant thought, under both names by which templates ask for it."""
+    thought = next((message[key] for key in _REASONING if message.get(key) is not None), None)
+    return dict(message) if thought is None else dict.fromkeys(_REASONING, thought) | dict(message)
 
 
 def _part(index: int, part: Any) -> str:
@@ -163,14 +210,16 @@ def _guarded(text: str, starts: frozenset[str], guard: str) -> str:
 
 
 def _map_strings(value: Any, change: Callable[[str], str], depth: int = 0) -> Any:
-    """`value` with every string changed, but for roles and part types."""
+    """`value` with every string changed, names that are keys or known words excepted."""
     if depth > MAX_DEPTH:
         raise InvalidRequest("messages", f"nested deeper than {MAX_DEPTH}")
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
         return {
-            key: item if key in _UNGUARDED_KEYS else _map_strings(item, change, depth + 1)
+            key if str(key).isidentifier() else change(str(key)): item
+            if key in ("role", "type") and isinstance(item, str) and item in _WORDS
+            else _map_strings(item, change, depth + 1)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):

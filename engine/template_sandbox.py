@@ -6,12 +6,15 @@ from typing import Any
 
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 MAX_TEXT = 4 << 20
 MAX_STEPS = 100_000
+MAX_SEPARATOR = 16
 
 _FILTERS = (
     "abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "int", "items",
@@ -68,6 +71,49 @@ def _replace(text: str, old: str, new: str, count: int | None = None) -> str:
     return text.replace(old, new, -1 if count is None else count)
 
 
+def _short(text: Any) -> str:
+    """A separator or one level of indentation, which JSON repeats many times."""
+    if not isinstance(text, str) or len(text) > MAX_SEPARATOR:
+        raise SecurityError(f"tojson takes separators of at most {MAX_SEPARATOR} characters")
+    return text
+
+
+def _indent(indent: Any) -> int | str | None:
+    if indent is None or (isinstance(indent, int) and indent <= MAX_SEPARATOR):
+        return indent
+    return _short(indent)
+
+
+class _Namespace(Namespace):
+    """Jinja's namespace, less the names by which Python itself would ask an object."""
+
+    def __init__(*args: Any, **attributes: Any) -> None:
+        self, *more = args
+        Namespace.__init__(self, *more, **attributes)
+        for name in dict(*more, **attributes):
+            _check_name(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: object) -> None:
+    if str(name).startswith("_"):
+        raise SecurityError(f"a namespace cannot have the attribute {str(name)[:40]!r}")
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}` marks the assistant's own words for training; here it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012  (Jinja declares it without ClassVar)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """A sandbox whose templates end: at most MAX_STEPS loop turns and calls a rendering.
 
@@ -80,7 +126,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=[loopcontrols],
+            extensions=[loopcontrols, _GenerationTag],
             finalize=_scalar,
             optimized=False,
         )
@@ -93,7 +139,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             "concatenated": _join,
             "bounded": _bounded,
         }
-        self.globals = {name: self.globals[name] for name in ("range", "namespace", "dict")}
+        self.globals = {name: self.globals[name] for name in ("range", "dict")} | {
+            "namespace": _Namespace
+        }
         self._steps = 0
 
     def start(self) -> None:
@@ -112,8 +160,21 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             items.append(value)
         return items
 
-    def _tojson(self, value: Any, indent: int | None = None) -> str:
-        encoder = json.JSONEncoder(ensure_ascii=False, indent=min(indent, 8) if indent else None)
+    def _tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """The filter of `transformers`, which escapes nothing for HTML."""
+        encoder = json.JSONEncoder(
+            ensure_ascii=bool(ensure_ascii),
+            indent=_indent(indent),
+            separators=separators and (_short(separators[0]), _short(separators[1])),
+            sort_keys=bool(sort_keys),
+        )
         return _join(self._counted(encoder.iterencode(value)))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:

@@ -1,7 +1,9 @@
 """Chat templates render as `transformers` renders them; messages cannot spell special tokens."""
 
 import importlib.util
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +117,11 @@ BOMBS = [
     "{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x | tojson }}",
     "{{ messages.__class__.__mro__ }}{{ cycler.__init__.__globals__ }}",
     "{{ raise_exception('no') }}",
+    "{{ namespace(__html__='x') }}",
+    "{% set n = namespace() %}{% set n.__class__ = 'x' %}",
+    "{{ messages | tojson(indent=99999999) }}",
+    "{{ messages | tojson(separators=('a', messages | string)) }}",
+    "{% generation %}{{ 'a' * 999999999 }}{% endgeneration %}",
 ]
 
 
@@ -122,6 +129,25 @@ BOMBS = [
 def test_hostile_templates_are_refused_quickly(source: str, chatml: Tokenizer) -> None:
     with pytest.raises(InvalidRequest, match="template refuses"):
         ChatTemplate(source, chatml).render([{"role": "user", "content": "x"}])
+
+
+JSON = {"b": [1, 2.5, None, "é<&>"], "a": {}}
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"indent": 2}, {"indent": 0}, {"indent": "\t"}, {"sort_keys": True},
+    {"ensure_ascii": True, "separators": (",", ":")},
+])  # fmt: skip
+def test_tojson_takes_the_options_of_json(options: dict[str, Any], chatml: Tokenizer) -> None:
+    source = f"{{{{ messages[0].data | tojson(**{options!r}) }}}}"
+    rendered = ChatTemplate(source, chatml).render([{"role": "user", "content": "", "data": JSON}])
+    assert rendered == json.dumps(JSON, **({"ensure_ascii": False} | options))
+
+
+def test_marks_of_generated_text_change_nothing(chatml: Tokenizer) -> None:
+    marked = "{% generation %}{{ x }}{% for m in messages %}b{% endfor %}{% endgeneration %}"
+    source = "{% set x = 'a' %}[" + marked + "]"
+    assert ChatTemplate(source, chatml).render([{"role": "user", "content": ""}]) == "[ab]"
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{", "{% include 1 +", "{{ x | nothing }}"])

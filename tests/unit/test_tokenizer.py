@@ -1,7 +1,6 @@
 """Tokenizers give the ids that vendors' libraries give, and no text that tokens do not spell."""
 
 import json
-import lzma
 import random
 import unicodedata
 from collections.abc import Callable
@@ -21,50 +20,11 @@ from engine.synthetic import TINY, write_model
 from engine.tokenizer import Tokenizer
 from engine.vocabulary import Marker, MarkerSplitter
 from tests.unit.gguf_files import tokenizer_file, written
+from tests.unit.real_tokenizers import EVERY, o200k_json, real
 
-FILES = {
-    "smollm2": "smollm2", "gpt-2": "gpt-2-vocab.gguf", "qwen2": "qwen2-vocab.gguf",
-    "phi-3": "phi-3-vocab.gguf", "llama-3": "llama-3-vocab.gguf",
-}  # fmt: skip
 GOLDENS = Path(__file__).parents[1] / "goldens/tokenizers"
-EVERY = ("smollm2", "gpt-2", "qwen2", "phi-3", "gpt-oss", "llama-3")
 LOSSLESS = tuple(name for name in EVERY if name != "smollm2")
 NFC = ("qwen2",)
-
-
-@cache
-def o200k_json() -> str:
-    return lzma.decompress(tokenizer_file("gpt-oss-tokenizer.json.xz").read_bytes()).decode()
-
-
-@cache
-def real(name: str) -> Tokenizer:
-    if name == "gpt-oss":
-        return harmony_from_gguf()
-    with GGUFFile.open(tokenizer_file(FILES[name])) as file:
-        return Tokenizer.from_file(file)
-
-
-def harmony_from_gguf() -> Tokenizer:
-    """The o200k vocabulary as a converter would put it into GGUF metadata."""
-    content = json.loads(o200k_json())
-    ids = content["model"]["vocab"] | {t["content"]: t["id"] for t in content["added_tokens"]}
-    texts = [f"<|unused_{index}|>" for index in range(max(ids.values()) + 1)]
-    for text, token_id in ids.items():
-        texts[token_id] = text
-    first_added = min(token["id"] for token in content["added_tokens"])
-    keys = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-4o",
-        "tokenizer.ggml.tokens": texts,
-        "tokenizer.ggml.token_type": [3 if i >= first_added else 1 for i in range(len(texts))],
-        "tokenizer.ggml.merges": [" ".join(pair) for pair in content["model"]["merges"]],
-    }
-    path = tokenizer_file("gpt-oss-tokenizer.json.xz").with_name("test-gpt-oss-vocab.gguf")
-    if not path.exists():
-        written(path, "gpt-oss", keys)
-    with GGUFFile.open(path) as file:
-        return Tokenizer.from_file(file)
 
 
 def cases(name: str) -> list[dict[str, Any]]:
