@@ -94,3 +94,28 @@ def test_correlation(sent: str, answered: str, verdict: str) -> None:
     assert found.verdict == verdict, found.message
     lost = judged("G1-HTTP-CORRELATION", "t", jobs=[job], probes=[probe], log_lines=lines[:1])
     assert lost.verdict == "fail"
+
+
+def draws(choices: list[int], **sent: Any) -> list[Exchange]:
+    asked = {"top_k": 3, "logprobs": 3, **sent}
+    return [token(choice, seed, **asked) for seed, choice in enumerate(choices)]
+
+
+FAIR = [0] * 106 + [1] * 63 + [2] * 31
+
+
+@pytest.mark.parametrize(
+    ("runs", "says"),
+    [
+        (draws(FAIR), "200 draws fit"),
+        (draws([0] * 200), "do not fit the distribution"),
+        (draws(FAIR, temperature=0.3), "do not fit the distribution"),
+        (draws(FAIR[:149]), "wanted 150 seeds"),
+        ([*draws(FAIR), token(0, 5, top_k=3, logprobs=3)], "wanted 150 seeds"),
+        (draws(FAIR, top_k=2), "3 alternatives, wanted top_k = 2"),
+    ],
+)
+def test_the_distribution_of_first_tokens(runs: list[Exchange], says: str) -> None:
+    found = judged("G1-SAMPLING", "test_distribution", {"p_value": 1e-6}, runs=runs)
+    assert says in found.message
+    assert found.verdict == ("pass" if says == "200 draws fit" else "fail")
