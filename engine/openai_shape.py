@@ -119,7 +119,8 @@ class Shape:
 
     def _chat_logprob(self, token: Token) -> dict[str, Any]:
         alternatives = [self._named(i, logprob) for i, logprob in token.top or ()]
-        return {**self._named(token.token_id, token.logprob), "top_logprobs": alternatives}
+        named = {**self._named(token.token_id, token.logprob), "token_id": token.token_id}
+        return {**named, "top_logprobs": alternatives}
 
     def _named(self, token_id: int, logprob: float | None) -> dict[str, Any]:
         content = self.token_bytes(token_id)
@@ -132,6 +133,7 @@ class Shape:
             self.text_offset += len(token.text)
         return {
             "tokens": [self._escaped(token.token_id) for token in tokens],
+            "token_ids": [token.token_id for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [
                 {self._escaped(i): logprob for i, logprob in token.top or ()} for token in tokens

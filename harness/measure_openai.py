@@ -32,7 +32,8 @@ class OpenAIBackend:
         if "url" not in options:
             raise UsageError("backend openai: option url wanted, e.g. url=http://127.0.0.1:8000")
         endpoint = Endpoint(options["url"], api_key=os.environ.get("OPENAI_API_KEY"))
-        self._client = OpenAIClient(endpoint, model=model)
+        self._client = OpenAIClient(endpoint)
+        self._client.model = model
 
     def generate(
         self, prompt: str, *, max_tokens: int, temperature: float, seed: int

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from harness.clients import EngineClient
 from harness.clients.native import NativeClient
+from harness.clients.openai import OpenAIClient
 from harness.launch import LaunchSpec, RunningEngine
 from harness.launch.process import ProcessLauncher
 
@@ -18,6 +20,13 @@ COMMAND = (
     *("--model", "{model}", "--uds", "{uds}", "--api-key-file", "{api_key_file}"),
 )
 READY_TIMEOUT_S = 120.0
+
+
+def client_like(client: EngineClient, reference: RunningEngine) -> EngineClient:
+    """A client of the reference by the same API as this one, or by the most general that it has."""
+    if client.kind == NativeClient.kind:
+        return reference.client
+    return OpenAIClient(reference.client.http.endpoint)
 
 
 @contextmanager

@@ -16,12 +16,17 @@ import pytest
 from harness.bandwidth import memory_bandwidth_bytes_per_s
 from harness.challenge import Challenge, conversation, opening, paragraph, sampled
 from harness.clients import EngineClient
+from harness.clients.native import NativeClient
+from harness.judges.completion import Stream, spelled_ids
+from harness.judges.rule import Unseen
+from harness.judges.stream import read_or_nothing
 from harness.launch import LaunchEngine, RunningEngine
 from harness.manifest import digest_file
 from harness.observation import Exchange, Json, Observe
 from harness.profiles import Profile
-from harness.reference import reference_engine
-from harness.sse import decode_events
+from harness.reference import client_like, reference_engine
+from harness.timings import token_text
+from harness.vocabulary import Vocabulary
 
 EARLY = 4
 BETWEEN_S = 31.0
@@ -30,22 +35,13 @@ GROUP = 3
 
 
 def ids_of(seen: Exchange) -> list[int]:
-    """The token ids of a stream, for the requests that build on it."""
-    events = [timed.event for timed in decode_events(seen.chunks, strict=False)]
-    return [json.loads(event.data)["id"] for event in events if event.type == "token"]
+    """The token ids of a stream, for the requests that build on it; judges read it anew."""
+    return read_or_nothing(seen).ids
 
 
-def texts_of(seen: Exchange) -> list[str]:
-    """The token texts of a stream."""
-    events = [timed.event for timed in decode_events(seen.chunks, strict=False)]
-    return [json.loads(event.data)["t"] for event in events if event.type == "token"]
-
-
-def last_of(seen: Exchange) -> dict[str, Any]:
-    """The terminal event of a stream."""
-    events = [timed.event for timed in decode_events(seen.chunks, strict=False)]
-    found: dict[str, Any] = json.loads(events[-1].data) if events else {}
-    return found
+def is_native(engine: RunningEngine) -> bool:
+    """Whether the engine shows all that the contract has: token ids, /tokenize, /health, /score."""
+    return engine.client.kind == NativeClient.kind
 
 
 def prompt_ids(engine: RunningEngine, text: str) -> tuple[Exchange, list[int]]:
@@ -87,17 +83,19 @@ def test_reference_accepts_every_token(
     after = engine.process_facts()
     engine.stop()
     with reference_engine(engine.model_path, *profile.device_args) as reference:
-        replays = [reference.client.execute(**request) for request in requests]
+        asking = client_like(client, reference)
+        replays = [asking.execute(**request) for request in requests]
+        scored = zip(kinds, requests, jobs, strict=True) if is_native(engine) else ()
         scores = [
             reference.client.score(prompt_ids(reference, request["prompt"])[1], ids_of(job))
-            for kind, request, job in zip(kinds, requests, jobs, strict=True)
+            for kind, request, job in scored
             if kind in ("greedy", "long")
         ]
         health = reference.client.health()
     observe(
+        **({"scores": scores} if scores else {}),
         jobs=jobs,
         replays=replays,
-        scores=scores,
         early=early,
         late=late,
         reference_health=health,
@@ -170,21 +168,66 @@ def _together(engine: RunningEngine, requests: Sequence[dict[str, Any]]) -> list
 
 
 @pytest.mark.check("G4-GENUINE-PREFIX")
-def test_answers_continue_themselves(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+def test_answers_continue_themselves(
+    engine: RunningEngine, vocabulary: Vocabulary | None, nonce: str, observe: Observe
+) -> None:
     draw = Challenge(nonce, "G4-GENUINE-PREFIX").draw()
+    if not is_native(engine):
+        observe(**continued_by_logprobs(engine, draw, vocabulary))
+        return
     wholes, rests, prompts = [], [], []
     for _ in range(6):
         request = greedy(draw, draw.randint(20, 40))
         whole = engine.client.execute(**request)
         prompt, ids = prompt_ids(engine, request["prompt"])
-        own = ids_of(whole)
-        k = draw.randint(1, max(1, len(own) - 1))
-        left = request["max_tokens"] - k
-        fields = {"prompt_ids": ids + own[:k], "max_tokens": left, "temperature": 0.0}
         wholes.append(whole)
         prompts.append(prompt)
-        rests.append(engine.client.execute(**fields))
+        rests.append(rest_of(engine, draw, ids, ids_of(whole), request))
     observe(wholes=wholes, rests=rests, prompts=prompts)
+
+
+def rest_of(
+    engine: RunningEngine,
+    draw: random.Random,
+    ids: Sequence[int],
+    own: Sequence[int],
+    request: dict[str, Any],
+) -> Exchange:
+    """The same request, asked on after some of the answer's own tokens."""
+    k = draw.randint(1, max(1, len(own) - 1))
+    left = {"prompt_ids": [*ids, *own[:k]], "max_tokens": request["max_tokens"] - k}
+    kept = {name: value for name, value in request.items() if name != "prompt"}
+    return engine.client.execute(**{**kept, **left})
+
+
+def continued_by_logprobs(
+    engine: RunningEngine, draw: random.Random, vocabulary: Vocabulary | None
+) -> dict[str, Any]:
+    """Where nothing tokenizes: an answer's own tokens are the prompt, logprobs tell the next."""
+    wholes, rests = [], []
+    spelled: dict[str, int] = {}
+    for _ in range(6):
+        request = {**greedy(draw, draw.randint(20, 40)), "logprobs": 1}
+        first = read_or_nothing(engine.client.execute(**request))
+        ids = ids_in(first, vocabulary)
+        request = {**request, "prompt_ids": ids or [1]}
+        del request["prompt"]
+        whole = engine.client.execute(**request)
+        stream = read_or_nothing(whole)
+        own = ids_in(stream, vocabulary)
+        rests.append(rest_of(engine, draw, request["prompt_ids"], own, request))
+        wholes.append(whole)
+        if vocabulary is not None:
+            spelled |= vocabulary.of((stream, read_or_nothing(rests[-1])))
+    return {"wholes": wholes, "rests": rests, "vocabulary": spelled}
+
+
+def ids_in(stream: Stream, vocabulary: Vocabulary | None) -> list[int]:
+    """The ids as the API or the named tokenizer tells them; none where neither does."""
+    try:
+        return spelled_ids(stream, vocabulary.of((stream,)) if vocabulary else {})
+    except Unseen:
+        return []
 
 
 @pytest.mark.check("G4-GENUINE-COUNT", "G4-GENUINE-METRICS")
@@ -194,13 +237,18 @@ def test_tokens_are_counted_alike(
     draw = Challenge(nonce, "G4-GENUINE-COUNT").draw()
     engine = launch_engine()
     client = engine.client
+    requests = [_mixed(draw, draw.choice(("greedy", "sampled"))) for _ in range(8)]
+    beyond = "🙂 日本語 🏳️‍🌈 नमस्ते"
+    requests.append({"prompt": beyond, "max_tokens": 32, "temperature": 1.2, "seed": 3})
+    if not is_native(engine):
+        observe(jobs=[client.execute(**request, logprobs=1) for request in requests])
+        return
     before = client.metrics()
-    jobs = [client.execute(**_mixed(draw, draw.choice(("greedy", "sampled")))) for _ in range(8)]
-    jobs.append(client.execute(prompt="🙂 日本語 🏳️‍🌈 नमस्ते", max_tokens=32, temperature=1.2, seed=3))
+    jobs = [client.execute(**request) for request in requests]
     after = client.metrics()
     texts = [client.detokenize(ids_of(job)) for job in jobs]
-    pairs = [pair for job in jobs for pair in zip(ids_of(job), texts_of(job), strict=True)]
-    silent = sorted({token_id for token_id, text in pairs if text == ""})
+    tokens = [token for job in jobs for token in read_or_nothing(job).tokens]
+    silent = sorted({token.token_id for token in tokens if token.text == ""})
     seen: dict[str, Any] = {"silent": [client.detokenize([i]) for i in silent]} if silent else {}
     observe(jobs=jobs, texts=texts, before=before, after=after, **seen)
 
@@ -208,13 +256,11 @@ def test_tokens_are_counted_alike(
 @pytest.mark.check("G4-GENUINE-STREAM")
 def test_stream_equals_whole(engine: RunningEngine, nonce: str, observe: Observe) -> None:
     draw = Challenge(nonce, "G4-GENUINE-STREAM").draw()
-    health = json.loads(engine.client.health().body)
     streams, whole = [], []
     for number in range(5):
         request = {**greedy(draw, draw.randint(8, 32)), "seed": number}
         streams.append(engine.client.execute(**request))
-        body = json.dumps({**request, "model": health["model"], "stream": False}).encode()
-        whole.append(engine.client.raw("POST", "/v1/completions", body))
+        whole.append(engine.client.whole(**request))
     observe(streams=streams, whole=whole)
 
 
@@ -250,12 +296,19 @@ def test_length_is_exact(engine: RunningEngine, nonce: str, observe: Observe) ->
         request = greedy(draw, max_tokens)
         job = engine.client.execute(**request)
         jobs.append(job)
-        if last_of(job).get("finish_reason") == "stop":
-            ids = prompt_ids(engine, request["prompt"])[1] + ids_of(job)[:-1]
-            fields = {"prompt_ids": ids, "max_tokens": 8, "temperature": 0.0}
-            continued.append(engine.client.execute(**fields))
+        stream = read_or_nothing(job)
+        if (stream.end or {}).get("finish_reason") == "stop":
+            continued.append(_asked_on(engine, request["prompt"], stream))
     seen: dict[str, Any] = {"continued": continued} if continued else {}
     observe(jobs=jobs, **seen)
+
+
+def _asked_on(engine: RunningEngine, prompt: str, stream: Stream) -> Exchange:
+    """An answer that ended by itself, asked to go on just before its end."""
+    fields: dict[str, Any] = {"prompt": prompt + stream.text}
+    if is_native(engine):
+        fields = {"prompt_ids": prompt_ids(engine, prompt)[1] + stream.ids[:-1]}
+    return engine.client.execute(**fields, max_tokens=8, temperature=0.0)
 
 
 @pytest.mark.check("G4-GENUINE-STOP")
@@ -268,7 +321,7 @@ def test_stop_sequences_end_the_answer(engine: RunningEngine, nonce: str, observ
             break
         request = greedy(draw, 40)
         job = engine.client.execute(**request)
-        text = "".join(texts_of(job))
+        text = read_or_nothing(job).text
         if len(text) < 24:
             continue
         at = draw.randint(8, len(text) - 8)
@@ -282,15 +335,15 @@ def test_long_prompts_are_read_from_their_start(
     engine: RunningEngine, nonce: str, observe: Observe
 ) -> None:
     draw = Challenge(nonce, "G4-GENUINE-CONTEXT").draw()
-    answers: dict[str, list[Exchange]] = {"one": [], "other": [], "prompts": []}
+    answers: dict[str, list[Exchange]] = {"one": [], "other": []}
     for sentences in (30, 60, 90):
         rest = paragraph(draw, sentences)
         for name in ("one", "other"):
             prompt = f"{draw.getrandbits(24):06x} {rest}"
             request = {"prompt": prompt, "max_tokens": 2, "temperature": 0.0, "logprobs": 1}
             answers[name].append(engine.client.execute(**request))
-            if name == "one":
-                answers["prompts"].append(prompt_ids(engine, prompt)[0])
+            if name == "one" and is_native(engine):
+                answers.setdefault("prompts", []).append(prompt_ids(engine, prompt)[0])
     observe(**answers)
 
 
@@ -333,12 +386,16 @@ def test_memory_holds_the_model(launch_engine: LaunchEngine, nonce: str, observe
     for number in range(24):
         job_id = f"job-{draw.getrandbits(40):x}-{number}"
         live = engine.client.start(**{**greedy(draw, 256), "job_id": job_id})
-        live.wait_for("token", 20.0)
-        engine.client.cancel(job_id)
+        live.wait_until(lambda event: bool(token_text(event)), 20.0)
+        if is_native(engine):
+            engine.client.cancel(job_id)
+        else:
+            live.disconnect()
         live.finish(20.0)
         rss_bytes.append((engine.process_facts() or {}).get("rss_bytes"))
     facts = engine.process_facts() or {}
     observe(
+        api=engine.client.kind,
         health=engine.client.health(),
         rss_bytes=rss_bytes,
         model_bytes=engine.model_path.stat().st_size,
@@ -362,8 +419,10 @@ def test_rate_and_compute_are_possible(engine: RunningEngine, nonce: str, observ
     jobs = [engine.client.execute(**greedy(draw, 64)) for _ in range(6)]
     used_s = (engine.process_facts() or {})["cpu_s"] - before_s
     observe(
+        api=engine.client.kind,
         jobs=jobs,
         health=engine.client.health(),
+        model_bytes=engine.model_path.stat().st_size,
         compute_s=used_s,
         bandwidth_bytes_per_s=memory_bandwidth_bytes_per_s(),
     )

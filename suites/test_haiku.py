@@ -1,16 +1,17 @@
 """Gate 4: the anti-cheat haiku."""
 
-import json
 import time
 from typing import Any
 
 import pytest
 
-from harness.clients.http import LiveExchange, answer
+from harness.clients.http import answer
+from harness.clients.native import NativeClient
 from harness.haiku import HaikuChallenge, few_shot_prompt, haiku_challenge
+from harness.judges.stream import read_or_nothing
 from harness.launch import LaunchEngine
 from harness.observation import Observe
-from harness.reference import reference_engine
+from harness.reference import client_like, reference_engine
 
 ATTEMPTS = 3
 
@@ -38,16 +39,14 @@ def write_haiku(launch_engine: LaunchEngine, nonce: str, attempt: int) -> dict[s
         "stop": ["\n\n"],
     }
     warm = {**greedy, "temperature": 0.7}
-    health = client.health()
-    metrics_before = client.metrics()
-    live = client.start(**greedy)
-    haiku = live.finish(60.0)
-    ids = [token["id"] for token in tokens_of(live)]
-    seen: dict[str, Any] = {
+    native = client.kind == NativeClient.kind
+    seen: dict[str, Any] = {"health": client.health()} if native else {}
+    before = client.metrics() if native else None
+    haiku = client.start(**greedy).finish(60.0)
+    if native:
+        seen |= {"metrics_before": before, "metrics_after": client.metrics()}
+    seen |= {
         "haiku": haiku,
-        "health": health,
-        "metrics_before": metrics_before,
-        "metrics_after": client.metrics(),
         "again": client.execute(**greedy),
         "sampled": client.execute(**warm),
         "sampled_again": client.execute(**warm),
@@ -56,25 +55,24 @@ def write_haiku(launch_engine: LaunchEngine, nonce: str, attempt: int) -> dict[s
     }
     engine.stop()
     with reference_engine(engine.model_path) as oracle:
-        prompt_ids = oracle.client.tokenize(greedy["prompt"], add_special=True)
         seen |= {
             "reference_health": oracle.client.health(),
-            "reference_tokenize": prompt_ids,
-            "reference_score": oracle.client.score(answer(prompt_ids)["ids"], ids),
             "engine_alive_at_rescoring": engine.alive(),
         }
+        if native:
+            prompt_ids = oracle.client.tokenize(greedy["prompt"], add_special=True)
+            ids = read_or_nothing(haiku).ids
+            seen["reference_tokenize"] = prompt_ids
+            seen["reference_score"] = oracle.client.score(answer(prompt_ids)["ids"], ids)
+        else:
+            seen["reference_replay"] = client_like(client, oracle).execute(**greedy)
     return seen | {
         "nonce": nonce,
         "asked_at": asked_at,
         "weights_bytes": engine.model_path.stat().st_size,
         "model_sha256": engine.model_sha256,
-        "has_words": has_words(asked, "".join(token["t"] for token in tokens_of(live))),
+        "has_words": has_words(asked, read_or_nothing(haiku).text),
     }
-
-
-def tokens_of(live: LiveExchange) -> list[dict[str, Any]]:
-    """The token events so far."""
-    return [json.loads(e.event.data) for e in live.events if e.event.type == "token"]
 
 
 def has_words(asked: HaikuChallenge, text: str) -> bool:

@@ -1,13 +1,16 @@
 """Gate 4: text beyond ASCII: whole characters only, however the tokens split them."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from harness.clients import EngineClient
+from harness.clients.native import NativeClient
+from harness.judges.stream import read_or_nothing
 from harness.launch import RunningEngine
 from harness.observation import Exchange, Observe
-from harness.sse import decode_events
 
 TEXTS: dict[str, tuple[str, ...]] = {
     "emoji": (
@@ -89,6 +92,7 @@ TEXTS: dict[str, tuple[str, ...]] = {
         "½ ⅔ ¾ № ™ ©",
     ),
 }
+NATIVE = NativeClient.kind
 SPLIT = "🦑🧿🪐🫠🩻🪬"
 GREEDY: dict[str, Any] = {"temperature": 0.0, "seed": 1}
 WHOLE_EVERY = 3
@@ -103,25 +107,22 @@ WHOLE_EVERY = 3
 )
 def test_texts_come_through(engine: RunningEngine, observe: Observe) -> None:
     client = engine.client
-    model = json.loads(client.health().body)["model"]
     cases = [(group, text) for group, texts in TEXTS.items() for text in texts]
-    streams, tokenized, round_trips, detokenized, whole = [], [], [], [], []
-    for number, (_, text) in enumerate(cases):
-        tokenized.append(client.tokenize(text))
-        round_trips.append(client.detokenize(ids_in(tokenized[-1])))
-        request = {**GREEDY, "prompt": copying(text), "max_tokens": 12}
-        streams.append(client.execute(**request))
-        detokenized.append(client.detokenize(emitted(streams[-1])))
-        if number % WHOLE_EVERY == 0:
-            asked = json.dumps({**request, "model": model, "stream": False}).encode()
-            whole.append(client.raw("POST", "/v1/completions", asked))
+    requests = [{**GREEDY, "prompt": copying(text), "max_tokens": 12} for _, text in cases]
+    streams = [client.execute(**request) for request in requests]
+    seen: dict[str, Any] = {}
+    if client.kind == NATIVE:
+        tokenized = [client.tokenize(text) for _, text in cases]
+        seen = {
+            "tokenized": tokenized,
+            "round_trips": [client.detokenize(ids_in(one)) for one in tokenized],
+            "detokenized": [client.detokenize(read_or_nothing(one).ids) for one in streams],
+        }
     observe(
         groups=[group for group, _ in cases],
         streams=streams,
-        tokenized=tokenized,
-        round_trips=round_trips,
-        detokenized=detokenized,
-        whole=whole,
+        whole=[client.whole(**request) for request in requests[::WHOLE_EVERY]],
+        **seen,
     )
 
 
@@ -135,22 +136,33 @@ def test_characters_split_over_tokens(engine: RunningEngine, observe: Observe) -
         {"prompt": "🦑 日本", "max_tokens": 48, "temperature": 2.0, "seed": n} for n in (1, 2)
     ]
     streams = [client.execute(**request) for request in requests]
-    silent = sorted({i for seen in streams for i, text in tokens_of(seen) if text == ""})
+    if client.kind == NATIVE:
+        observe(**split_by_token(client, requests, streams))
+    else:
+        observe(streams=streams)
+
+
+def split_by_token(
+    client: EngineClient, requests: Sequence[dict[str, Any]], streams: Sequence[Exchange]
+) -> dict[str, Any]:
+    """Where each token ends is known: answers cut within a character, and resumed there."""
+    told = [read_or_nothing(seen).tokens for seen in streams]
+    silent = sorted({token.token_id for tokens in told for token in tokens if token.text == ""})
     cut, resumed = [], []
-    for request, seen in zip(requests, streams, strict=True):
-        texts = [text for _, text in tokens_of(seen)]
+    for request, tokens in zip(requests, told, strict=True):
+        texts = [token.text for token in tokens]
         if "" in texts:
             cut.append(client.execute(**{**request, "max_tokens": texts.index("") + 1}))
     for character in SPLIT:
         ids = ids_in(client.tokenize(copying(character * 3) + character, add_special=True))
         resumed.append(client.execute(**GREEDY, prompt_ids=ids[:-1], max_tokens=6))
-    endings = [*cut, *resumed]
-    observe(
-        streams=[*streams, *endings],
-        cut=cut,
-        detokenized=[client.detokenize(emitted(seen)) for seen in (*streams, *endings)],
-        singles=[client.detokenize([token_id]) for token_id in silent],
-    )
+    every = [*streams, *cut, *resumed]
+    return {
+        "streams": every,
+        "cut": cut,
+        "detokenized": [client.detokenize(read_or_nothing(seen).ids) for seen in every],
+        "singles": [client.detokenize([token_id]) for token_id in silent],
+    }
 
 
 def copying(text: str) -> str:
@@ -161,15 +173,3 @@ def copying(text: str) -> str:
 def ids_in(seen: Exchange) -> list[int]:
     """The ids of a /tokenize answer, for asking on; judges read it anew."""
     return list(json.loads(seen.body or b"{}").get("ids", []))
-
-
-def tokens_of(seen: Exchange) -> list[tuple[int, str]]:
-    """Ids and texts of a stream, for asking on; judges decode it anew."""
-    events = [timed.event for timed in decode_events(seen.chunks, strict=False)]
-    tables = [json.loads(event.data) for event in events if event.type == "token"]
-    return [(table["id"], table["t"]) for table in tables]
-
-
-def emitted(seen: Exchange) -> list[int]:
-    """The token ids of a stream."""
-    return [token_id for token_id, _ in tokens_of(seen)]

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from harness.clients.http import Http, LiveExchange, OnEvent, json_body
+from harness.clients.http import Http, LiveExchange, OnEvent, answer, json_body
 from harness.observation import Exchange
 from harness.transport import DEFAULT_LIMITS, Endpoint, Headers, TransportLimits
 
@@ -23,6 +23,7 @@ class NativeClient:
         on_exchange: Callable[[Exchange], None] | None = None,
     ) -> None:
         self.http = Http(endpoint, limits, on_exchange)
+        self._model = ""
 
     def is_ready(self) -> bool:
         """Whether /health answers 200."""
@@ -37,6 +38,11 @@ class NativeClient:
     ) -> LiveExchange:
         """POST /execute in the background."""
         return self.http.open("POST", "/execute", _job(fields), headers, on_event)
+
+    def whole(self, **fields: Any) -> Exchange:
+        """One completion in one piece, which this API leaves to its OpenAI-compatible route."""
+        self._model = self._model or str(answer(self.health())["model"])
+        return self._post("/v1/completions", model=self._model, stream=False, **fields)
 
     def cancel(self, job_id: str) -> Exchange:
         """POST /cancel."""

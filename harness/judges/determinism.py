@@ -17,7 +17,7 @@ from harness.judges.rule import (
     passed,
     request,
 )
-from harness.judges.stream import Stream, finished
+from harness.judges.stream import Stream, asked, finished
 from harness.observation import Exchange, Finding, Judge, Limits, Observation
 from harness.rescore import read_scores
 
@@ -40,10 +40,10 @@ def bits(stream: Stream) -> Bits:
 
 def _same_request(runs: Sequence[Exchange], *ignored: str) -> dict[str, Any]:
     names = {"job_id", *ignored}
-    sent = [{k: v for k, v in request(run).items() if k not in names} for run in runs]
+    sent = [{k: v for k, v in asked(run).items() if k not in names} for run in runs]
     if any(one != sent[0] for one in sent):
         raise Unseen("the requests themselves differ")
-    jobs = {request(run).get("job_id") for run in runs}
+    jobs = {asked(run).get("job_id") for run in runs}
     need(len(jobs) == len(runs), "a job_id stands twice")
     return sent[0]
 
@@ -200,7 +200,7 @@ def control(observation: Observation, limits: Limits) -> Finding:
         raise Unseen("the control is about temperature 1")
     seeds = {request(run)["seed"] for run in runs}
     need(len(seeds) == len(runs) >= 4, f"{len(seeds)} seeds in {len(runs)} runs, wanted 4 or more")
-    outcomes = {tuple(finished(run).ids) for run in runs}
+    outcomes = {tuple(finished(run).said) for run in runs}
     need(len(outcomes) == len(runs), f"{len(runs)} seeds gave only {len(outcomes)} completions")
     return passed(f"{len(runs)} seeds gave {len(outcomes)} completions")
 

@@ -16,11 +16,13 @@ from harness.judges.rule import (
     passed,
     request,
 )
-from harness.judges.stream import Stream, finished
+from harness.judges.stream import Stream, asked, finished, is_native, parts_at
 from harness.observation import Exchange, Finding, Json, Judge, Limits, Observation
-from harness.rescore import GreedyFit, first_difference, greedy_fit, likely_cause, read_scores
+from harness.rescore import GreedyFit, greedy_fit, likely_cause, read_scores
 
 NOT_COMPARED: Final = ("job_id", "cache_prompt")
+SCORED_KINDS: Final = ("greedy", "long")
+GREEDY_KINDS: Final = (*SCORED_KINDS, "chat")
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,19 @@ class _Pair:
     """One request, answered by the engine under test and by the reference."""
 
     kind: str
-    asked: Mapping[str, Json]
+    native: bool
     emitted: Stream
     replayed: Stream
     logprob_gap: float
 
     @property
     def parts_at(self) -> int | None:
-        return first_difference(self.emitted.ids, self.replayed.ids)
+        return parts_at(self.emitted, self.replayed)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the reference must say the same: another API leaves the draws to the engine."""
+        return self.native or self.kind in GREEDY_KINDS
 
 
 @judge
@@ -44,15 +51,17 @@ def rescore(observation: Observation, limits: Limits) -> Finding:
     _same_model(observation)
     pairs = _pairs(observation)
     fits = _greedy_fits(observation, pairs)
-    tokens = sum(len(pair.emitted.ids) for pair in pairs)
+    tokens = sum(pair.emitted.tokens_out for pair in pairs)
     need(
         tokens >= limit(limits, "min_tokens"),
         f"only {tokens} tokens were emitted, wanted {limit(limits, 'min_tokens'):.0f}",
     )
     overall = GreedyFit(
-        sum(f.tokens for f in fits), sum(f.exact for f in fits), max(f.worst_margin for f in fits)
+        sum(fit.tokens for fit in fits),
+        sum(fit.exact for fit in fits),
+        max((fit.worst_margin for fit in fits), default=0.0),
     )
-    wrong = [pair for pair in pairs if pair.parts_at is not None]
+    wrong = [pair for pair in pairs if pair.comparable and pair.parts_at is not None]
     cause = likely_cause({p.kind for p in wrong}, {p.kind for p in pairs}, overall)
     bound = limit(limits, "margin_logits")
     need(
@@ -94,26 +103,33 @@ def _pairs(observation: Observation) -> list[_Pair]:
 
 
 def _pair(kind: str, job: Exchange, replay: Exchange) -> _Pair:
-    asked, again = _compared(job), _compared(replay)
-    if asked != again:
+    if _compared(job) != _compared(replay):
         raise Unseen("a replay asked the reference for something else than the job did")
     emitted, replayed = finished(job), finished(replay)
-    gaps = [
-        abs(float(ours.raw["logprob"]) - float(theirs.raw["logprob"]))
-        for ours, theirs in zip(emitted.tokens, replayed.tokens, strict=False)
-        if "logprob" in ours.raw and "logprob" in theirs.raw and ours.token_id == theirs.token_id
-    ]
-    return _Pair(kind, asked, emitted, replayed, max(gaps, default=0.0))
+    return _Pair(kind, is_native(job), emitted, replayed, _logprob_gap(emitted, replayed))
+
+
+def _logprob_gap(emitted: Stream, replayed: Stream) -> float:
+    """The largest difference of the logprobs, up to where the two part: beyond, contexts differ."""
+    worst = 0.0
+    for ours, theirs in zip(emitted.tokens, replayed.tokens, strict=False):
+        if ours.raw["id"] != theirs.raw["id"]:
+            break
+        if "logprob" in ours.raw and "logprob" in theirs.raw:
+            worst = max(worst, abs(float(ours.raw["logprob"]) - float(theirs.raw["logprob"])))
+    return worst
 
 
 def _compared(seen: Exchange) -> dict[str, Json]:
-    return {k: v for k, v in request(seen).items() if k not in NOT_COMPARED}
+    return {k: v for k, v in asked(seen).items() if k not in NOT_COMPARED}
 
 
 def _greedy_fits(observation: Observation, pairs: Sequence[_Pair]) -> list[GreedyFit]:
     """The fit of each greedy job with plain text: its own tokens, scored by the reference."""
+    greedy = [pair for pair in pairs if pair.kind in SCORED_KINDS]
+    if not all(pair.native for pair in pairs):
+        return [_fit_of_replay(pair) for pair in greedy]
     scored = exchanges(observation, "scores")
-    greedy = [pair for pair in pairs if pair.kind in ("greedy", "long")]
     if len(scored) != len(greedy):
         raise Unseen(f"{len(scored)} scores for {len(greedy)} greedy jobs")
     fits = []
@@ -122,6 +138,13 @@ def _greedy_fits(observation: Observation, pairs: Sequence[_Pair]) -> list[Greed
             raise Unseen("the scored tokens are not those that the engine emitted")
         fits.append(greedy_fit(read_scores(body(seen), len(pair.emitted.ids))))
     return fits
+
+
+def _fit_of_replay(pair: _Pair) -> GreedyFit:
+    """Without token ids there is no score: what the reference's own greedy answer shares counts."""
+    tokens, at = pair.emitted.tokens_out, pair.parts_at
+    shared = 1.0 if at is None else at / max(1, len(pair.emitted.said))
+    return GreedyFit(tokens, int(tokens * shared), 0.0)
 
 
 @judge
@@ -136,7 +159,7 @@ def late(observation: Observation, limits: Limits) -> Finding:
     for number, (first, last) in enumerate(zip(early, again, strict=True), start=1):
         if _compared(first) != _compared(last):
             raise Unseen(f"the late request {number} is not the early one")
-        parts = first_difference(finished(first).ids, finished(last).ids)
+        parts = parts_at(finished(first), finished(last))
         need(parts is None, f"early request {number}, asked again late, differs at token {parts}")
     jobs = len(exchanges(observation, "jobs"))
     return passed(f"{len(early)} answers unchanged after {jobs} jobs", between_s=between_s)

@@ -1,9 +1,10 @@
 """Black-box probes whose verdict is exact: counts, lengths, stops, seeds, prefixes, context."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from harness.judges.completion import spelled_ids
 from harness.judges.rule import (
     Unseen,
     body,
@@ -18,7 +19,7 @@ from harness.judges.rule import (
     request,
     where,
 )
-from harness.judges.stream import Stream, finished
+from harness.judges.stream import Stream, asked, finished, is_native, parts_at, read_whole
 from harness.observation import Exchange, Finding, Json, Judge, Limits, Observation
 from harness.rescore import first_difference
 from harness.significance import signed_rank_p
@@ -28,22 +29,33 @@ from harness.significance import signed_rank_p
 def prefix(observation: Observation, limits: Limits) -> Finding:
     """The greedy continuation of prompt + first k own tokens is the rest of the answer."""
     wholes, rests = exchanges(observation, "wholes"), exchanges(observation, "rests")
-    prompts = exchanges(observation, "prompts")
+    prompts = _prompts(observation, wholes)
+    vocabulary = observation.facts.get("vocabulary") or {}
     for number, (whole, rest, prompt) in enumerate(zip(wholes, rests, prompts, strict=True), 1):
-        ids, prompt_ids = finished(whole).ids, list(body(prompt)["ids"])
-        asked = request(rest)["prompt_ids"]
-        k = len(asked) - len(prompt_ids)
-        if asked != prompt_ids + ids[:k] or not 0 < k < len(ids):
+        ids = spelled_ids(finished(whole), vocabulary)
+        sent = asked(rest)["prompt_ids"]
+        k = len(sent) - len(prompt)
+        if sent != prompt + ids[:k] or not 0 < k < len(ids):
             raise Unseen(f"continuation {number} did not start from the answer's own tokens")
-        parts = first_difference(finished(rest).ids, ids[k:])
+        parts = first_difference(spelled_ids(finished(rest), vocabulary), ids[k:])
         need(parts is None, f"answer {number}: continued from token {k}, differs {parts} later")
     return passed(f"{len(wholes)} answers continue themselves")
+
+
+def _prompts(observation: Observation, wholes: Sequence[Exchange]) -> list[list[int]]:
+    """Each prompt's token ids: as the engine encodes it, or as they were sent."""
+    if is_native(wholes[0]):
+        return [list(body(prompt)["ids"]) for prompt in exchanges(observation, "prompts")]
+    return [list(asked(whole)["prompt_ids"]) for whole in wholes]
 
 
 @judge
 def count(observation: Observation, limits: Limits) -> Finding:
     """One event a token, every token's bytes in the text, and the same count everywhere."""
-    jobs, texts = exchanges(observation, "jobs"), exchanges(observation, "texts")
+    jobs = exchanges(observation, "jobs")
+    if not is_native(jobs[0]):
+        return _counted_by_logprobs([finished(job) for job in jobs])
+    texts = exchanges(observation, "texts")
     tokens = 0
     for number, (job, text) in enumerate(zip(jobs, texts, strict=True), 1):
         stream = finished(job)
@@ -56,6 +68,23 @@ def count(observation: Observation, limits: Limits) -> Finding:
         tokens += len(stream.ids)
     _empty_tokens_are_partial(observation, [finished(job) for job in jobs])
     return passed(f"{tokens} tokens counted alike in {len(jobs)} jobs", tokens=tokens)
+
+
+def _counted_by_logprobs(streams: list[Stream]) -> Finding:
+    """Usage is the number of tokens with a logprob; the one that ends the text may have none."""
+    tokens = 0
+    for number, stream in enumerate(streams, 1):
+        assert stream.end is not None
+        if not all("logprob" in token.raw for token in stream.tokens):
+            raise Unseen(f"job {number}: a token came without its logprob")
+        silent = stream.tokens_out - len(stream.tokens)
+        ended = stream.end["finish_reason"] == "stop"
+        need(
+            0 <= silent <= ended,
+            f"job {number}: usage says {stream.tokens_out} tokens, {len(stream.tokens)} came",
+        )
+        tokens += stream.tokens_out
+    return passed(f"{tokens} tokens counted alike in {len(streams)} jobs", tokens=tokens)
 
 
 def _empty_tokens_are_partial(observation: Observation, streams: list[Stream]) -> None:
@@ -82,13 +111,12 @@ def same_without_stream(observation: Observation, limits: Limits) -> Finding:
         zip(exchanges(observation, "streams"), exchanges(observation, "whole"), strict=True)
     )
     for number, (streamed, whole) in enumerate(pairs, 1):
-        stream, answer = finished(streamed), body(whole)
-        choice, usage = answer["choices"][0], answer["usage"]
-        need(choice["text"] == stream.text, f"answer {number}: stream and whole answer differ")
+        stream, answer = finished(streamed), read_whole(whole)
+        need(answer.text == stream.text, f"answer {number}: stream and whole answer differ")
         need(
-            usage["completion_tokens"] == len(stream.ids),
-            f"answer {number}: {usage['completion_tokens']} tokens reported as usage, "
-            f"{len(stream.ids)} streamed",
+            answer.tokens_out == stream.tokens_out,
+            f"answer {number}: {answer.tokens_out} tokens reported as usage, "
+            f"{stream.tokens_out} streamed",
         )
     return passed(f"{len(pairs)} answers equal with and without a stream")
 
@@ -96,13 +124,13 @@ def same_without_stream(observation: Observation, limits: Limits) -> Finding:
 @judge
 def seed(observation: Observation, limits: Limits) -> Finding:
     """The same seed gives the same answer, different seeds different ones."""
-    by_seed: dict[int, list[list[int]]] = {}
+    by_seed: dict[int, list[list[int] | list[str]]] = {}
     for job in exchanges(observation, "jobs"):
         stream = finished(job)
-        asked = request(job)["seed"]
-        assert stream.started is not None
-        need(stream.started["seed"] == asked, f"seed {asked} asked, {stream.started['seed']} used")
-        by_seed.setdefault(asked, []).append(stream.ids)
+        wanted = asked(job)["seed"]
+        used = stream.started["seed"] if stream.started else wanted
+        need(used == wanted, f"seed {wanted} asked, {used} used")
+        by_seed.setdefault(wanted, []).append(stream.said)
     repeated = [answers for answers in by_seed.values() if len(answers) > 1]
     if len(by_seed) < 4 or not repeated:
         raise Unseen("wanted at least 4 seeds and one of them twice")
@@ -116,14 +144,14 @@ def seed(observation: Observation, limits: Limits) -> Finding:
 @judge
 def temperature(observation: Observation, limits: Limits) -> Finding:
     """Hot answers leave the greedy one earlier than cool ones; near zero they do not leave it."""
-    greedy = [finished(job).ids for job in exchanges(observation, "greedy")]
+    greedy = [finished(job) for job in exchanges(observation, "greedy")]
     cool = _leaves_at(observation, "cool", greedy)
     hot = _leaves_at(observation, "hot", greedy)
     p = signed_rank_p([float(h) for h in hot], [float(c) for c in cool])
     bound = limit(limits, "p_value")
     need(p <= bound, f"temperature makes no difference: p = {p:.2g}, wanted at most {bound:g}")
     limit_like = _leaves_at(observation, "near_zero", greedy)
-    kept = sum(at == len(ids) for at, ids in zip(limit_like, greedy, strict=True))
+    kept = sum(at == len(one.said) for at, one in zip(limit_like, greedy, strict=True))
     need(
         2 * kept >= len(greedy),
         f"near temperature zero only {kept} of {len(greedy)} answers are the greedy one",
@@ -131,15 +159,15 @@ def temperature(observation: Observation, limits: Limits) -> Finding:
     return passed("temperature is applied", p_value=p, near_zero_greedy=kept)
 
 
-def _leaves_at(observation: Observation, name: str, greedy: list[list[int]]) -> list[int]:
-    """At which token each sampled answer leaves the greedy one of the same prompt."""
+def _leaves_at(observation: Observation, name: str, greedy: list[Stream]) -> list[int]:
+    """At which token, or character, each sampled answer leaves the greedy one of its prompt."""
     jobs = exchanges(observation, name)
     if len(jobs) != len(greedy):
         raise Unseen(f"{len(jobs)} {name} answers for {len(greedy)} greedy ones")
     found = []
-    for job, ids in zip(jobs, greedy, strict=True):
-        at = first_difference(finished(job).ids, ids)
-        found.append(len(ids) if at is None else at)
+    for job, one in zip(jobs, greedy, strict=True):
+        at = parts_at(finished(job), one)
+        found.append(len(one.said) if at is None else at)
     return found
 
 
@@ -150,29 +178,34 @@ def length(observation: Observation, limits: Limits) -> Finding:
     ended = []
     for job in jobs:
         stream = finished(job)
-        wanted = request(job)["max_tokens"]
+        wanted, got = asked(job)["max_tokens"], stream.tokens_out
         assert stream.end is not None
-        need(len(stream.ids) <= wanted, f"{len(stream.ids)} tokens for max_tokens {wanted}")
+        need(got <= wanted, f"{got} tokens for max_tokens {wanted}")
         if stream.end["finish_reason"] == "length":
-            need(
-                len(stream.ids) == wanted,
-                f"finish_reason length after {len(stream.ids)} of {wanted} tokens",
-            )
+            need(got == wanted, f"finish_reason length after {got} of {wanted} tokens")
         else:
             ended.append(stream)
     checked = observation.exchanges.get("continued", ())
     if len(checked) != len(ended):
         raise Unseen(f"{len(ended)} answers ended early, {len(checked)} were continued")
     for again, stream in zip(checked, ended, strict=True):
+        _ends_again(again, stream)
+    return passed(f"{len(jobs)} lengths exact, {len(ended)} natural ends confirmed")
+
+
+def _ends_again(again: Exchange, stream: Stream) -> None:
+    """Asked to go on after its own text, the model ends at once."""
+    if is_native(again):
         need(bool(stream.ids), "an answer ended without the token that ends it")
         sent, before = request(again)["prompt_ids"], stream.ids[:-1]
-        if len(sent) <= len(before) or sent[len(sent) - len(before) :] != before:
-            raise Unseen("a continuation did not start from the ended answer")
-        need(
-            finished(again, reason="stop").ids == stream.ids[-1:],
-            "an answer that ended by itself goes on when asked again: it was cut",
-        )
-    return passed(f"{len(jobs)} lengths exact, {len(ended)} natural ends confirmed")
+        started = len(sent) > len(before) and sent[len(sent) - len(before) :] == before
+        ends = finished(again, reason="stop").ids == stream.ids[-1:]
+    else:
+        started = str(asked(again)["prompt"]).endswith(stream.text)
+        ends = not finished(again, reason="stop").text
+    if not started:
+        raise Unseen("a continuation did not start from the ended answer")
+    need(ends, "an answer that ended by itself goes on when asked again: it was cut")
 
 
 @judge
@@ -180,7 +213,7 @@ def stop(observation: Observation, limits: Limits) -> Finding:
     """The answer ends before the first stop sequence, and the sequence is not emitted."""
     frees, stopped = exchanges(observation, "free"), exchanges(observation, "stopped")
     for number, (free, cut) in enumerate(zip(frees, stopped, strict=True), 1):
-        text, sequence = finished(free).text, request(cut)["stop"][0]
+        text, sequence = finished(free).text, asked(cut)["stop"][0]
         if sequence not in text:
             raise Unseen(f"stop sequence {number} is not in the free answer")
         got = finished(cut, reason="stop_sequence").text
@@ -194,16 +227,11 @@ def stop(observation: Observation, limits: Limits) -> Finding:
 @judge
 def context(observation: Observation, limits: Limits) -> Finding:
     """A word at the start of a long prompt reaches the distribution of the next token."""
-    counts = [len(body(one)["ids"]) for one in exchanges(observation, "prompts")]
     pairs = list(zip(exchanges(observation, "one"), exchanges(observation, "other"), strict=True))
+    counts = []
     for number, (one, other) in enumerate(pairs, 1):
         first, second = finished(one), finished(other)
-        assert first.started is not None
-        need(
-            first.started["prompt_tokens"] == counts[number - 1],
-            f"prompt {number}: {first.started['prompt_tokens']} tokens used, "
-            f"{counts[number - 1]} given",
-        )
+        counts.append(_prompt_tokens(observation, number, one, first))
         need(
             _fingerprint(first) != _fingerprint(second),
             f"prompt {number}: another first word changes nothing: the context was cut",
@@ -213,8 +241,25 @@ def context(observation: Observation, limits: Limits) -> Finding:
     return passed(f"{len(pairs)} long prompts read from their start", prompt_tokens=longest)
 
 
-def _fingerprint(stream: Stream) -> list[tuple[int, float]]:
-    return [(token.token_id, float(token.raw["logprob"])) for token in stream.tokens]
+def _prompt_tokens(observation: Observation, number: int, seen: Exchange, stream: Stream) -> int:
+    """The prompt's tokens as used: those that it has, or where nobody counts, one a word at least.
+
+    Broken where the engine reports others.
+    """
+    used = stream.prompt_tokens
+    if is_native(seen):
+        given = len(body(exchanges(observation, "prompts")[number - 1])["ids"])
+        need(used == given, f"prompt {number}: {used} tokens used, {given} given")
+    else:
+        words = len(str(asked(seen)["prompt"]).split())
+        need(used >= words, f"prompt {number}: {used} tokens used for {words} words")
+    return used
+
+
+def _fingerprint(stream: Stream) -> list[tuple[Json, float]]:
+    if not all("logprob" in token.raw for token in stream.tokens):
+        raise Unseen("the tokens carry no logprobs")
+    return [(token.raw["id"], float(token.raw["logprob"])) for token in stream.tokens]
 
 
 @judge
@@ -230,8 +275,8 @@ def canary(observation: Observation, limits: Limits) -> Finding:
             _fingerprint(stream) == _fingerprint(first),
             f"answer {number} changed after another request",
         )
-    planted = sum(word in str(request(one)) for one in exchanges(observation, "between"))
-    if planted < 2 or any(word in str(request(one)) for one in answers):
+    planted = sum(word in str(asked(one)) for one in exchanges(observation, "between"))
+    if planted < 2 or any(word in str(asked(one)) for one in answers):
         raise Unseen("the canary was not planted as meant")
     return passed(f"{len(answers)} answers untouched by {planted} canaries")
 
@@ -244,7 +289,7 @@ def logprob(observation: Observation, limits: Limits) -> Finding:
         for token in finished(job).tokens:
             top = _checked_top(token.raw)
             best_p = math.exp(top[0][1])
-            hits += token.token_id == top[0][0]
+            hits += token.raw["id"] == top[0][0]
             expected += best_p
             variance += best_p * (1 - best_p)
             tokens += 1
@@ -258,14 +303,14 @@ def logprob(observation: Observation, limits: Limits) -> Finding:
     return passed(f"{tokens} distributions agree with what was drawn", z=z, p_value=p)
 
 
-def _checked_top(raw: Mapping[str, Json]) -> list[tuple[int, float]]:
-    top = [(int(entry["id"]), float(entry["logprob"])) for entry in raw.get("top", [])]
+def _checked_top(raw: Mapping[str, Json]) -> list[tuple[Json, float]]:
+    top = [(entry["id"], float(entry["logprob"])) for entry in raw.get("top", [])]
     need(bool(top), "a token came without its alternatives")
     values = [value for _, value in top]
     need(values == sorted(values, reverse=True), "alternatives are not in order")
     total = math.fsum(math.exp(value) for value in values)
     need(total <= 1 + 1e-4, f"the alternatives' probabilities sum to {total:.4f}")
-    own = dict(top).get(int(raw["id"]))
+    own = dict(top).get(raw["id"])
     need(
         own is None or abs(own - float(raw["logprob"])) < 1e-6,
         "a token's logprob differs from its own entry among the alternatives",

@@ -20,7 +20,8 @@ from harness.judges.rule import (
     request,
     said,
 )
-from harness.judges.stream import Stream, finished, identical
+from harness.judges.stream import Stream, finished, identical, is_native, parts_at
+from harness.judges.stream import asked as asked_fields
 from harness.observation import Exchange, Finding, Judge, Limits, Observation
 from harness.rescore import GreedyFit, greedy_fit, likely_cause, read_scores
 
@@ -45,7 +46,7 @@ def judge_haiku(observation: Observation, limits: Limits) -> Finding:
     return passed(
         f"{stream.text.strip()!r:.160}",
         seconds=took_s,
-        tokens=len(stream.tokens),
+        tokens=stream.tokens_out,
         worst_margin=fit.worst_margin,
         exact_rate=fit.exact_rate,
     )
@@ -58,7 +59,7 @@ def _asked(observation: Observation) -> HaikuChallenge:
 
 def _check_challenge(observation: Observation, haiku: Exchange) -> None:
     """The prompt is the one that nonce, attempt and the minute of the request ask for."""
-    asked, sent = _asked(observation), request(haiku)
+    asked, sent = _asked(observation), asked_fields(haiku)
     if sent.get("prompt") != few_shot_prompt(asked) or sent.get("seed") != asked.seed:
         raise Unseen("the recorded prompt is not the challenge of this run, attempt and minute")
     if sent.get("temperature") != 0.0:
@@ -73,10 +74,12 @@ def _check_words(observation: Observation, stream: Stream) -> None:
 
 
 def _check_counted(observation: Observation, stream: Stream) -> None:
+    seen = stream.tokens_out
+    need(seen > 0, "the completion is empty")
+    if not is_native(exchange(observation, "haiku")):
+        return
     before = counter(exchange(observation, "metrics_before"), TOKENS_METRIC)
     after = counter(exchange(observation, "metrics_after"), TOKENS_METRIC)
-    seen = len(stream.tokens)
-    need(seen > 0, "the completion is empty")
     need(after - before == seen, f"{TOKENS_METRIC} rose by {after - before:g}, {seen} tokens came")
 
 
@@ -84,13 +87,14 @@ def _check_seed(observation: Observation, haiku: Exchange) -> None:
     identical([haiku, exchange(observation, "again")], "the same seed")
     sampled = exchange(observation, "sampled")
     identical([sampled, exchange(observation, "sampled_again")], "the same seed at T = 0.7")
-    sent = _without(request(sampled), "seed")
+    sent = _without(asked_fields(sampled), "seed")
     others = exchanges(observation, "other_seeds")
     for other in others:
-        need(_without(request(other), "seed") == sent, "the requests differ in more than the seed")
-        need(request(other)["seed"] != request(sampled)["seed"], "the seeds are the same")
-    need(request(sampled)["temperature"] == 0.7, "the seeds are not tried at T = 0.7")
-    texts = {tuple(finished(one).ids) for one in (sampled, *others)}
+        fields = asked_fields(other)
+        need(_without(fields, "seed") == sent, "the requests differ in more than the seed")
+        need(fields["seed"] != asked_fields(sampled)["seed"], "the seeds are the same")
+    need(sent["temperature"] == 0.7, "the seeds are not tried at T = 0.7")
+    texts = {tuple(finished(one).said) for one in (sampled, *others)}
     need(len(texts) > 1, f"{len(others)} other seeds gave the same tokens: the seed is ignored")
 
 
@@ -119,6 +123,8 @@ def _check_rescored(
     wanted = fact(observation, "model_sha256")
     if reference.get("model_sha256") != wanted:
         raise Unseen("the reference has another model file")
+    if not is_native(haiku):
+        return _check_replayed(observation, haiku, stream)
     health = body(exchange(observation, "health"))
     need(health.get("model_sha256") == wanted, "/health names another model file")
     tokenized = exchange(observation, "reference_tokenize")
@@ -138,6 +144,20 @@ def _check_rescored(
         f"{likely_cause({'greedy'}, {'greedy'}, fit)}",
     )
     return fit
+
+
+def _check_replayed(observation: Observation, haiku: Exchange, stream: Stream) -> GreedyFit:
+    """Without token ids to score: the reference, asked for the same, answers the same."""
+    replay = exchange(observation, "reference_replay")
+    if _without(asked_fields(replay), "seed") != _without(asked_fields(haiku), "seed"):
+        raise Unseen("the reference was asked for something else")
+    again = finished(replay)
+    at = parts_at(stream, again)
+    need(
+        at is None,
+        f"the reference's haiku parts from this one at {at}: {again.text.strip()!r:.120}",
+    )
+    return GreedyFit(stream.tokens_out, stream.tokens_out, 0.0)
 
 
 JUDGES: Final[Mapping[str, Judge]] = {CHECK: judge_haiku}

@@ -17,7 +17,14 @@ from harness.judges.rule import (
     passed,
     request,
 )
-from harness.judges.stream import Stream, finished, read_stream
+from harness.judges.stream import (
+    Stream,
+    asked,
+    finished,
+    is_native,
+    read_stream,
+    read_whole,
+)
 from harness.observation import Exchange, Finding, Judge, Limits, Observation
 
 REPLACEMENT: Final = "\ufffd"
@@ -48,21 +55,14 @@ def _come_through(observation: Observation, wanted: Mapping[str, bool]) -> dict[
     or else beyond ASCII: a group whose answers show none has shown nothing.
     """
     groups = fact(observation, "groups")
-    rows = zip(
-        groups,
-        exchanges(observation, "tokenized"),
-        exchanges(observation, "round_trips"),
-        exchanges(observation, "streams"),
-        exchanges(observation, "detokenized"),
-        strict=True,
-    )
+    answers = _answers(observation)
+    if len(groups) != len(answers):
+        raise Unseen(f"{len(answers)} answers to {len(groups)} prompts")
     counted: Counter[str] = Counter()
     shown: Counter[str] = Counter()
-    for group, tokenized, back, seen, answer in rows:
+    for group, stream in zip(groups, answers, strict=True):
         if group not in wanted:
             continue
-        _round_trip(tokenized, back)
-        stream, _ = _detokenized(seen, answer)
         beyond = 0x10000 if wanted[group] else 0x80
         counted[group] += 1
         shown[group] += any(ord(character) >= beyond for character in stream.text)
@@ -70,6 +70,18 @@ def _come_through(observation: Observation, wanted: Mapping[str, bool]) -> dict[
         if not shown[group]:
             raise Unseen(f"no answer of the group {group} has such a character")
     return dict(counted)
+
+
+def _answers(observation: Observation) -> list[Stream]:
+    """Every stream; where the API tokenizes, so do its ids and its prompt come through."""
+    streams = exchanges(observation, "streams")
+    if not is_native(streams[0]):
+        return [finished(seen) for seen in streams]
+    tokenized, backs = exchanges(observation, "tokenized"), exchanges(observation, "round_trips")
+    for prompt, back in zip(tokenized, backs, strict=True):
+        _round_trip(prompt, back)
+    answers = exchanges(observation, "detokenized")
+    return [_detokenized(*row)[0] for row in zip(streams, answers, strict=True)]
 
 
 def _round_trip(tokenized: Exchange, back: Exchange) -> None:
@@ -129,32 +141,32 @@ def no_replacement(observation: Observation, limits: Limits) -> Finding:
         need(REPLACEMENT.encode() not in seen.body, f"stream {number}: bytes of U+FFFD")
     whole = observation.exchanges.get("whole", ())
     for seen in whole:
-        need(REPLACEMENT not in _answer(seen), "an answer without a stream has U+FFFD")
+        need(REPLACEMENT not in read_whole(seen).text, "an answer without a stream has U+FFFD")
     return passed(f"no U+FFFD in {len(streams)} streams and {len(whole)} whole answers")
-
-
-def _answer(seen: Exchange) -> str:
-    return str(body(seen)["choices"][0]["text"])
 
 
 @judge
 def stream_equals_full(observation: Observation, limits: Limits) -> Finding:
     """The concatenated stream is the answer without a stream, and what its ids say."""
     streams = exchanges(observation, "streams")
-    by_prompt = {}
-    rows = zip(streams, exchanges(observation, "detokenized"), strict=True)
-    for seen, answer in rows:
-        stream, _ = _detokenized(seen, answer)
-        by_prompt[request(seen)["prompt"]] = (request(seen), stream.text)
+    if is_native(streams[0]):
+        answers = exchanges(observation, "detokenized")
+        said = [_detokenized(*row)[0] for row in zip(streams, answers, strict=True)]
+    else:
+        said = [finished(seen) for seen in streams]
+    by_prompt = {
+        asked(seen)["prompt"]: (asked(seen), stream.text)
+        for seen, stream in zip(streams, said, strict=True)
+    }
     whole = exchanges(observation, "whole")
     for seen in whole:
-        sent = request(seen)
+        sent = asked(seen)
         if sent["prompt"] not in by_prompt:
             raise Unseen("a prompt was asked without a stream only")
         streamed, text = by_prompt[sent["prompt"]]
         if any(sent[name] != streamed[name] for name in ("max_tokens", "temperature", "seed")):
             raise Unseen("the two requests differ in more than the stream")
-        got = _answer(seen)
+        got = read_whole(seen).text
         need(got == text, f"streamed {text!r:.60}, without a stream {got!r:.60}")
     return passed(f"{len(streams)} streams equal their ids, {len(whole)} their whole answers")
 

@@ -90,3 +90,13 @@ def run(texts: Sequence[str], at_ms: float = 0, **sent: Any) -> Exchange:
     changed = {k: sent.pop(k) for k in ("ids", "started", "reason") if k in sent}
     request = {"job_id": f"job at {at_ms}", "prompt": "p", "max_tokens": 8, "seed": 1, **sent}
     return stream(events(texts, request, **changed), request, at_ms)
+
+
+def usage(prompt: int, completion: int) -> dict[str, int]:
+    total = prompt + completion
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
+
+
+def in_one_piece(text: str, tokens: int, **sent: Any) -> Exchange:
+    answer = {"choices": [{"text": text}], "usage": usage(3, tokens)}
+    return exchange("/v1/completions", answer, sent=sent)

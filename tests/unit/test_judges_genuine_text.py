@@ -11,7 +11,7 @@ import pytest
 
 from harness.judges import JUDGES
 from harness.observation import Exchange, Finding, Observation, Verdict
-from tests.unit.recorded import events, exchange, run, stream
+from tests.unit.recorded import events, exchange, in_one_piece, run, stream
 
 Many = Sequence[Exchange]
 
@@ -116,8 +116,7 @@ def test_usage_that_differs_from_the_events_fails() -> None:
 
 
 def whole(text: str, tokens: int) -> Exchange:
-    told = {"choices": [{"text": text}], "usage": {"completion_tokens": tokens}}
-    return exchange("/v1/completions", told, sent={})
+    return in_one_piece(text, tokens)
 
 
 @pytest.mark.parametrize(

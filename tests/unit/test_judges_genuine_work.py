@@ -140,7 +140,9 @@ MEMORY = {"min_weights_ratio": 0.9, "slope_bytes_per_request": MIB}
 def held(rss_mib: Sequence[float], weights: int = 95, used: int = 110) -> Finding:
     health = exchange(answer={"weights_bytes": weights * MIB, "vram_bytes_used": used * MIB})
     rss = [int(one * MIB) for one in rss_mib]
-    return judged("MEMORY", MEMORY, health=[health], rss_bytes=rss, model_bytes=100 * MIB)
+    return judged(
+        "MEMORY", MEMORY, api="native", health=[health], rss_bytes=rss, model_bytes=100 * MIB
+    )
 
 
 def test_memory() -> None:
@@ -158,6 +160,7 @@ def physical(rate: float = 100, compute_s: float = 4.0, bandwidth: float = 20e9)
         "PHYSICS",
         {"bandwidth_ratio": 8.0, "core_gflops": 200.0},
         jobs=jobs,
+        api="native",
         health=[exchange(answer={"weights_bytes": 100_000_000})],
         compute_s=compute_s,
         bandwidth_bytes_per_s=bandwidth,
@@ -176,6 +179,7 @@ SHA = "a" * 64
 def opened(reported: str = SHA, files: Sequence[str] = (SHA,)) -> Finding:
     return judged(
         "MODELFILE",
+        api="native",
         health=[exchange(answer={"model_sha256": reported})],
         model_sha256=SHA,
         open_models=[{"name": "m.gguf", "sha256": one} for one in files],

@@ -7,7 +7,7 @@ import pytest
 
 from harness.judges import JUDGES
 from harness.observation import Chunk, Exchange, Observation, Verdict
-from tests.unit.recorded import events, exchange, stream
+from tests.unit.recorded import events, exchange, in_one_piece, stream
 
 ERROR = Verdict.ERROR
 GROUPS = ("emoji", "cjk", "arabic", "hindi", "thai", "combining", "mixed")
@@ -43,7 +43,7 @@ def tokens(text: str, ids: tuple[int, ...] = (1,)) -> Exchange:
 
 def whole(text: str, **sent: Any) -> Exchange:
     asked = {"prompt": "p", "max_tokens": 9, "temperature": 0.0, "seed": 1, **sent}
-    return exchange("/v1/completions", {"choices": [{"text": text}]}, sent=asked)
+    return in_one_piece(text, 1, **asked)
 
 
 def texts(**changed: Any) -> dict[str, list[Any]]:
