@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.session import GateSession
     from harness.trace import Collected
     from harness.under_test import EngineUnderTest
+    from harness.vocabulary import Vocabulary
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--profile", {"choices": ("cpu", "gpu", "m0"), "help": "what the certificate may claim"}),
@@ -32,6 +33,10 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("--engine-url", {"default": "", "metavar": "URL", "help": "an engine that already runs"}),
     ("--image", {"default": "", "help": "the engine's container image"}),
+    (
+        "--tokenizer",
+        {"default": None, "metavar": "FILE", "help": "tokenizer.json, for APIs without token ids"},
+    ),
     ("--model", {"action": "append", "metavar": "NAME_OR_PATH", "help": "model; repeatable"}),
     (
         "--ready-timeout",
@@ -149,6 +154,15 @@ def engine_under_test(pytestconfig: pytest.Config) -> "EngineUnderTest":
 def profile(pytestconfig: pytest.Config) -> "Profile":
     """The profile of this run."""
     return _session(pytestconfig).context.rules
+
+
+@pytest.fixture(scope="session")
+def vocabulary(pytestconfig: pytest.Config) -> "Vocabulary | None":
+    """The named tokenizer's vocabulary, for an engine whose API gives no token ids."""
+    from harness.vocabulary import Vocabulary
+
+    path = pytestconfig.getoption("haikugate_tokenizer")
+    return None if path is None else Vocabulary.from_file(Path(path))
 
 
 @pytest.fixture(scope="session")
