@@ -87,6 +87,7 @@ def _metadata(session: GateSession, context: JudgeContext) -> dict[str, Json]:
         "harness": installation(),
         "engine": session.under_test.identity(),
         "models": session.under_test.models(),
+        "companions": list(session.companions),
         "nonce": session.nonce.value,
         "nonce_commitment": hashlib.sha256(session.nonce.value.encode()).hexdigest(),
         "started_at": session.started_at.isoformat(),

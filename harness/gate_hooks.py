@@ -7,6 +7,7 @@ import pytest
 
 from harness.asked import asked_for
 from harness.checklist import load_checklists
+from harness.companions import companions
 from harness.errors import HaikugateError, UsageError
 from harness.evidence import BundleWriter
 from harness.gates import ATTEMPT_VERDICTS
@@ -229,6 +230,7 @@ class ControllerHooks(WorkerHooks):
             return
         from harness.finish import finish
 
+        self.session.companions = companions(self.config.pluginmanager.get_plugins())
         if _distributed(self.config):
             self.session.collected(())
         try:

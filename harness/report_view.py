@@ -126,6 +126,7 @@ def caveats(bundle: BundleReader, checks: Iterable[CheckView]) -> list[str]:
     counts = Counter(check.verdict for check in checks)
     judging = bundle.metadata.get("judging") or {}
     engine = bundle.metadata.get("engine") or {}
+    companions = [str(name) for name in bundle.metadata.get("companions") or ()]
     said = {
         "It is no M0 certificate: the three reference models were not run on a CUDA GPU.": (
             bundle.checks["profile"] != "m0"
@@ -146,11 +147,16 @@ def caveats(bundle: BundleReader, checks: Iterable[CheckView]) -> list[str]:
         "The engine ran unsealed: it could have reached the network.": (
             engine.get("sealed") is not True
         ),
-        "An OpenAI-compatible API shows behaviour only: what needs the native API is not judged.": (
-            judging.get("engine_kind") == "openai"
+        "Another API shows behaviour only: what needs the native API is not judged.": (
+            judging.get("engine_kind") != "native"
         ),
+        f"Code of others ran in the harness's process, {', '.join(companions)}: what it changed"
+        " there is in no record.": bool(companions),
         "Checks labelled self-reported rest on the engine's own words.": True,
-        "Someone who controls both the machine and the signing key can make any report.": True,
+        "Someone who controls both the machine and the signing key can make any report: replay it"
+        " (haikugate verify --replay), or run it with a nonce of your own.": True,
+        "The engine's digest, the environment and the machine's facts are what the run recorded;"
+        " nothing in the bundle proves them.": True,
         "Other hardware, drivers, models and versions may behave otherwise.": True,
     }
     return [sentence for sentence, applies in said.items() if applies]

@@ -66,6 +66,7 @@ class GateSession:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     errors: list[str] = field(default_factory=list)
     blockers: list[str] = field(default_factory=list)
+    companions: tuple[str, ...] = ()
     interrupted: bool = False
     terminated: bool = False
     outcomes: dict[str, tuple[str, str]] = field(default_factory=dict)
