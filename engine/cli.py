@@ -17,6 +17,9 @@ from typing import Annotated
 
 import typer
 
+from engine.strict_command import StrictCommand
+from engine.strict_command import run as run_command_line
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -35,22 +38,26 @@ MemoryLimitMb = Annotated[
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: one for each core.")]
 
 
-@app.callback()
-def engine(
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """The reference engine of haikugate: one GGUF model on one device."""
-    if version:
-        from importlib.metadata import version as installed_version
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
 
-        typer.echo(installed_version("haikugate"))
+        typer.echo(f"haikugate-engine {version('haikugate')}")
         raise typer.Exit
 
 
+@app.callback()
+def engine(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """The reference engine of haikugate: one GGUF model on one device."""
+
+
 @app.command(
-    epilog="Example: haikugate-engine serve --model model.gguf --port 8080 --context-length 2048"
+    cls=StrictCommand,
+    epilog="Example: haikugate-engine serve --model model.gguf --port 8080 --context-length 2048",
 )
 def serve(
     model: Model,
@@ -124,7 +131,8 @@ def _leave(code: int) -> None:
 
 
 @app.command(
-    epilog='Example: haikugate-engine generate -m model.gguf --prompt "Once upon a time" -n 64'
+    cls=StrictCommand,
+    epilog='Example: haikugate-engine generate -m model.gguf --prompt "Once upon a time" -n 64',
 )
 def generate(
     model: Model,
@@ -159,7 +167,7 @@ def generate(
     raise typer.Exit(_reported(lambda: run(options)))
 
 
-@app.command(epilog="Example: haikugate-engine inspect -m model.gguf --json")
+@app.command(cls=StrictCommand, epilog="Example: haikugate-engine inspect -m model.gguf --json")
 def inspect(
     model: Model,
     context_length: ContextLength = 0,
@@ -171,7 +179,10 @@ def inspect(
     raise typer.Exit(_reported(lambda: show(model, context_length, as_json=as_json)))
 
 
-@app.command(epilog="Example: haikugate-engine bench -m model.gguf -p 512 -n 128 -r 5 --json")
+@app.command(
+    cls=StrictCommand,
+    epilog="Example: haikugate-engine bench -m model.gguf -p 512 -n 128 -r 5 --json",
+)
 def bench(
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="The GGUF file; default: the cached one.")
@@ -206,7 +217,7 @@ def bench(
     raise typer.Exit(_reported(lambda: run(options, as_json=as_json)))
 
 
-@app.command(epilog="Example: haikugate-engine probe dequant --seed 7")
+@app.command(cls=StrictCommand, epilog="Example: haikugate-engine probe dequant --seed 7")
 def probe(
     name: Annotated[str, typer.Argument(help="dequant, gguf-refusals, tokenizer, adapters, …")],
     model: Annotated[Path | None, typer.Option("--model", "-m", help="The GGUF file.")] = None,
@@ -326,7 +337,7 @@ def _log_format(log_format: str) -> str:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    run_command_line(app, "haikugate-engine")
 
 
 if __name__ == "__main__":

@@ -12,16 +12,17 @@ _QUARTERS = (0, 25, 50, 75, 100)
 
 
 class LoadProgress:
-    """A `backends.Progress` that tells quarters, and draws a bar if stderr is a terminal."""
+    """A `backends.Progress` that tells quarters; for a person at a terminal it draws a bar too."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, tell: Tell, *, for_person: bool = True) -> None:
         self._tell = tell
+        self._draws = for_person and sys.stderr.isatty()
         self._told = 0
         self._bar: Any = None
         self._task: Any = None
 
     def __enter__(self) -> "LoadProgress":
-        if sys.stderr.isatty():
+        if self._draws:
             self._bar = _open_bar()
             self._bar.start()
             self._task = self._bar.add_task("loading", total=None)

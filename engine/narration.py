@@ -53,9 +53,11 @@ class Narrator:
         import structlog  # costs 40 ms that `haikugate-engine --help` need not pay
 
         self._lock = threading.Lock()
-        renderer = {"json": _json_line, "human": _human_line}[log_format]
+        stream = stream or sys.stderr
+        at_terminal = log_format == "human" and stream.isatty()
+        renderer = _RENDERERS["terminal" if at_terminal else log_format]
         self._log = structlog.wrap_logger(
-            structlog.PrintLogger(stream or sys.stderr),
+            structlog.PrintLogger(stream),
             processors=[renderer],
             wrapper_class=structlog.BoundLogger,
             cache_logger_on_first_use=True,
@@ -112,3 +114,12 @@ def _human_line(_logger: Any, _method: str, fields: MutableMapping[str, Any]) ->
     )
     head = f"{fields['timestamp']} {fields['level'].upper():7} {fields['event']}"
     return f"{head}: {fields['human']} | {rest}"
+
+
+def _terminal_line(logger: Any, method: str, fields: MutableMapping[str, Any]) -> str:
+    """A human line in place of the progress bar that may stand there; it is drawn again below."""
+    return _ERASE_LINE + _human_line(logger, method, fields)
+
+
+_ERASE_LINE = "\r\x1b[2K"
+_RENDERERS = {"json": _json_line, "human": _human_line, "terminal": _terminal_line}

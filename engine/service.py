@@ -163,7 +163,8 @@ class _Process:
         begun = time.monotonic()
         self._digest.start()
         self._tell("model_load_start", "Loads the model", "load", "model")
-        with LoadProgress(self._tell_progress) as progress:
+        is_human = options.log_format == "human"
+        with LoadProgress(self._tell_progress, for_person=is_human) as progress:
             model = load_model(options.model, options.load, progress)
         memory = model.runtime.memory()
         self._tell(

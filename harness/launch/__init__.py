@@ -13,8 +13,9 @@ from harness.observation import Json
 class LaunchSpec:
     """What to launch: a command template with {port} or {uds}, and {model}.
 
-    `args` follow the command, `env` is laid over the launcher's own environment. The process
-    launcher also knows {api_key_file}: a random key, which the engine's client then sends.
+    `args` follow the command; an option that they give anew takes the place of the command's. `env`
+    is laid over the launcher's own environment. The process launcher also knows {api_key_file}: a
+    random key, which the engine's client then sends.
     """
 
     command: tuple[str, ...]
@@ -22,6 +23,20 @@ class LaunchSpec:
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     ready_timeout_s: float = 60.0
+
+    @property
+    def kept_command(self) -> tuple[str, ...]:
+        """The command less the options, and their values, that `args` give anew."""
+        given = {word.partition("=")[0] for word in self.args if word.startswith("--")}
+        kept, drops_value = list[str](), False
+        for word in self.command:
+            name, has_value, _ = word.partition("=")
+            if word.startswith("--") or not drops_value:
+                drops_value = name in given and not has_value
+                kept += () if name in given else (word,)
+            else:
+                drops_value = False
+        return tuple(kept)
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class DockerLauncher:
         self, spec: LaunchSpec, image: Image, files: SharedFiles, port: int
     ) -> dict[str, Any]:
         words = {"{model}": files.model(spec.model_path), "{uds}": files.guest_uds}
-        command = [_filled(word, {**words, "{port}": str(port)}) for word in spec.command]
+        command = [_filled(word, {**words, "{port}": str(port)}) for word in spec.kept_command]
         args = [_filled(word, {**words, "{port}": str(port)}) for word in spec.args]
         own_entrypoint = not command or command[0].startswith("-")
         line = [*command, *files.arguments(args)]

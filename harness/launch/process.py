@@ -254,7 +254,7 @@ def _digest(path: Path, size_bytes: int, mtime_ns: int) -> str:
 
 def _filled(spec: LaunchSpec, words: Mapping[str, str]) -> tuple[str, ...]:
     filled = []
-    for part in (*spec.command, *spec.args):
+    for part in (*spec.kept_command, *spec.args):
         for name, value in {**words, "{model}": str(spec.model_path)}.items():
             part = part.replace(name, value)
         filled.append(part)

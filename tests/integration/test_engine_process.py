@@ -4,7 +4,6 @@ import http.server
 import json
 import random
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -29,15 +28,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120)
-
-
-def test_progress_comes_in_quarters_before_ready(engine: EngineProcess) -> None:
-    names = [line["event"] for line in engine.lines]
-    assert names[:2] == ["startup", "model_load_start"]
-    assert names.index("model_load_complete") < names.index("ready")
-    progress = engine.events("model_load_progress")
-    assert [line["percent"] for line in progress] == [0, 25, 50, 75, 100]
-    assert progress[-1]["bytes_loaded"] == progress[-1]["bytes_total"]
 
 
 def test_stream_detokenize_and_openai_give_one_text(engine: EngineProcess) -> None:
@@ -151,69 +141,6 @@ def test_the_ready_callback_comes_when_health_answers(tmp_path: Path) -> None:
     server.shutdown()
     server.server_close()
     assert [call["worker_id"] for call in calls] == [worker_id]
-
-
-def test_an_exhausted_kv_budget_is_an_event_and_the_process_lives(tmp_path: Path) -> None:
-    with launched(tmp_path, "--kv-cache-mb", "8") as engine:
-        before = text_of(engine.execute(prompt="The sky is"))
-        failed = engine.execute(prompt="Count:", max_tokens=1500, temperature=1.0, seed=3)
-        assert (failed[-1][0], failed[-1][1]["code"]) == ("error", "VRAM_OOM")
-        assert engine.client.get("/health").json()["status"] == "unhealthy"
-        assert text_of(engine.execute(prompt="The sky is")) == before
-        health = engine.client.get("/health").json()
-        assert (health["status"], health["kv_bytes"]) == ("healthy", 0)
-        assert engine.process.poll() is None
-
-
-def failures(folder: Path) -> dict[str, tuple[list[str], str]]:
-    (folder / "not.gguf").write_bytes(b"PK" + bytes(100))
-    (folder / "cut.gguf").write_bytes(MODEL.read_bytes()[: 5 << 20])
-    return {
-        "missing": (["--model", str(folder / "missing.gguf")], "MODEL_LOAD_FAILED"),
-        "not a GGUF": (["--model", str(folder / "not.gguf")], "MODEL_LOAD_FAILED"),
-        "cut off": (["--model", str(folder / "cut.gguf")], "MODEL_LOAD_FAILED"),
-        "memory": (["--model", str(MODEL), "--memory-limit-mb", "50"], "INSUFFICIENT_VRAM"),
-        "device": (["--model", str(MODEL), "--device", "cuda:0"], "CUDA_ERROR"),
-    }
-
-
-def test_each_start_failure_is_one_error_event_and_exit_code_one(tmp_path: Path) -> None:
-    for name, (options, code) in failures(tmp_path).items():
-        done = run("serve", "--port", "0", "--log-format", "json", *options)
-        errors = [x for x in map(json.loads, done.stderr.splitlines()) if x["event"] == "error"]
-        assert (done.returncode, len(errors)) == (1, 1), (name, done.stderr)
-        assert errors[0]["code"] == code
-        assert {"message", "device", "model_path"} <= set(errors[0])
-        if name == "memory":
-            assert errors[0]["required_bytes"] > errors[0]["available_bytes"] == 50 << 20
-
-
-def test_a_taken_port_is_one_error_event(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        done = run("serve", "--model", str(MODEL), "--port", port, "--log-format", "json")
-    errors = [x for x in map(json.loads, done.stderr.splitlines()) if x["event"] == "error"]
-    assert (done.returncode, [x["code"] for x in errors]) == (1, ["BIND_FAILED"])
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--host", "0.0.0.0"],
-        ["--port", "99999"],
-        ["--device", "tpu"],
-        ["--device", "cuda:1", "--gpu-device", "2"],
-        ["--worker-id", "x"],
-        ["--callback-url", "ftp://x"],
-        ["--log-format", "xml"],
-        ["--max-tokens-out", "0"],
-        ["--nonsense"],
-    ],
-)
-def test_bad_arguments_exit_two(options: list[str]) -> None:
-    done = run("serve", "--model", "x.gguf", *options)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
 
 
 def test_generate_streams_and_ctrl_c_is_clean() -> None:

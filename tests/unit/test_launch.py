@@ -42,6 +42,23 @@ def spec(model: Path, misbehave: str = "", timeout_s: float = 20.0) -> LaunchSpe
     )
 
 
+@pytest.mark.parametrize(
+    ("args", "kept"),
+    [
+        ((), "run -m x serve --model {model} --port {port} --device cpu"),
+        (("--port", "7"), "run -m x serve --model {model} --device cpu"),
+        (("--port=7",), "run -m x serve --model {model} --device cpu"),
+        (("--device", "tpu", "--model", "m"), "run -m x serve --port {port}"),
+        (("--new", "1"), "run -m x serve --model {model} --port {port} --device cpu"),
+    ],
+)
+def test_an_argument_takes_the_place_of_the_commands(args: tuple[str, ...], kept: str) -> None:
+    command = "run -m x serve --model {model} --port {port} --device cpu"
+    for form in (command, command.replace("--device ", "--device=")):
+        spec = LaunchSpec(tuple(form.split()), Path("m"), args)
+        assert " ".join(spec.kept_command).replace("--device=", "--device ") == kept
+
+
 def gone(pid: int) -> bool:
     for _ in range(100):
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
