@@ -4,6 +4,7 @@ import mmap
 import struct
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -44,7 +45,13 @@ class StringArray(Sequence[str]):
         return self._string(index % len(self))
 
     def __iter__(self) -> Iterator[str]:
-        return (self._string(i) for i in range(len(self)))
+        first = self._starts[0]
+        content = self._content[first : self._starts[-1]]
+        for index, (start, following) in enumerate(pairwise(self._starts)):
+            try:
+                yield content[start - first : following - 8 - first].decode()
+            except UnicodeDecodeError:
+                yield self._string(index)
 
     def _string(self, index: int) -> str:
         raw = self._content[self._starts[index] : self._starts[index + 1] - 8]

@@ -181,11 +181,9 @@ def _bpe_parts(file: GGUFFile) -> _Parts:
             "tokenizer.ggml.pre",
             f"one of {', '.join(PRETOKENIZERS)} wanted, got {str(name)[:80]!r}",
         )
-    ids = {
-        text: token_id
-        for token_id, text in reversed(list(enumerate(vocabulary.texts)))
-        if vocabulary.types[token_id] == TokenType.NORMAL
-    }
+    normal = int(TokenType.NORMAL)
+    tokens = zip(vocabulary.texts, vocabulary.types, range(len(vocabulary)), strict=True)
+    ids = {text: token_id for text, kind, token_id in reversed(list(tokens)) if kind == normal}
     merger = _merger(file, lambda: _bpe_model(file, ids, pretokenizer.ignore_merges))
     merger.pre_tokenizer = pretokenizer.build()
     if pretokenizer.nfc:
@@ -241,7 +239,8 @@ def _vocabulary(file: GGUFFile, *, byte_level: bool) -> Vocabulary:
 
 def _check_types(file: GGUFFile, texts: list[str], types: list[int], byte_level: bool) -> None:
     known = {int(kind) for kind in TokenType}
-    for token_id, kind in enumerate(types):
+    checked = set(types) - known or (not byte_level and int(TokenType.BYTE) in types)
+    for token_id, kind in enumerate(types) if checked else ():
         if kind not in known:
             raise _error(
                 file, "tokenizer.ggml.token_type", f"token {token_id}: 1…6 wanted, got {kind}"
@@ -256,9 +255,10 @@ def _check_types(file: GGUFFile, texts: list[str], types: list[int], byte_level:
 def _markers(file: GGUFFile, vocabulary: Vocabulary) -> tuple[Marker, ...]:
     """Control tokens, and user-defined ones; those in brackets count as special like control."""
     strips = _architecture(file) == "phi3"
+    marked = {int(TokenType.CONTROL), int(TokenType.USER_DEFINED)}
     markers = []
     for token_id, kind in enumerate(vocabulary.types):
-        if kind not in (TokenType.CONTROL, TokenType.USER_DEFINED):
+        if kind not in marked:
             continue
         text = vocabulary.texts[token_id]
         bracketed = text[:1] + text[-1:] in ("<>", "[]")
