@@ -38,6 +38,8 @@ PROBES: dict[str, str] = {
     "mxfp4": "engine.probes.mxfp4",
     "kernels-compile": "engine.backends.cuda_compile",
     "kernels-api": "engine.backends.cuda_launchers",
+    "kernels": "engine.backends.cuda_kernels_probe",
+    "cuda-memory": "engine.backends.cuda_memory_probe",
 }
 """Module of each probe; it has `cases(options) -> list[Case]`."""
 

@@ -20,7 +20,7 @@ _OUTCOMES: dict[type[EngineError], str] = {
     InferenceTimeout: "timeout",
     OutOfMemory: "out_of_memory",
 }
-_MEMORY_EVERY_S = 0.05
+_MEMORY_EVERY_S = 0.005
 _FOREVER_S = 3600.0
 
 

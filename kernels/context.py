@@ -89,6 +89,15 @@ class KernelContext:
         finally:
             self._recorded = None
 
+    @contextmanager
+    def serialized(self) -> Iterator[None]:
+        """Launches inside wait for whatever was queued before: for kernels that do not wait."""
+        dependent, self.dependent = self.dependent, False
+        try:
+            yield
+        finally:
+            self.dependent = dependent
+
     def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None:
         """Queue a kernel on the stream; raises KernelLaunchError."""
         if self._recorded is not None:

@@ -1,14 +1,34 @@
-"""Models that the suites generate: small files of every architecture, the same everywhere."""
+"""Models that the suites generate, and whose turn it is on a GPU that workers share."""
 
+import fcntl
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Generator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-GENERATE_S = 60.0
+GENERATE_S = 180.0
+ALONE = "alone_on_gpu"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Tests run beside those of other workers, but for one that needs the GPU for itself."""
+    path = Path(tempfile.gettempdir()) / f"haikugate-turn-{os.getuid()}.lock"
+    alone = ALONE in getattr(item, "fixturenames", ())
+    with path.open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        return (yield)
+
+
+@pytest.fixture
+def alone_on_gpu() -> None:
+    """No other test of this host runs beside one that uses this fixture."""
 
 
 @pytest.fixture(scope="session")

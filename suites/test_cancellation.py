@@ -51,8 +51,12 @@ def test_memory_comes_back(engine: RunningEngine, observe: Observe) -> None:
     before, facts_before = client.health(), engine.process_facts() or {}
     during: list[Exchange] = []
     cancels, after = [], []
+
+    def look() -> None:
+        """The first /health that tells of the job's memory: it is told every few ms."""
+        during.append(until(client.health, lambda seen: kv_bytes(seen) > kv_bytes(before)))
+
     for trial in range(4):
-        look = lambda: during.append(client.health())  # noqa: E731
         cancels.append(cancelled_while(client, f"memory-{trial}", look))
         after.append(until(client.health, lambda seen: kv_bytes(seen) <= kv_bytes(before)))
     observe(

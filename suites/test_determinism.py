@@ -27,6 +27,8 @@ REQUESTS: tuple[dict[str, Any], ...] = (
     {**SAMPLED, "temperature": 1.3, "max_tokens": 24},
     LONG,
 )
+ENDLESS: dict[str, Any] = {"prompt": STORY, "max_tokens": 1024, "temperature": 1.0, "seed": 5}
+"""Holds the engine until it is cancelled, however fast that is."""
 OTHERS: tuple[dict[str, Any], ...] = (
     {"prompt": "The three laws of motion are", "max_tokens": 12, "temperature": 0.0},
     {"prompt": STORY * 20, "max_tokens": 4, "temperature": 1.0, "cache_prompt": True},
@@ -68,16 +70,20 @@ def test_others_change_nothing(engine: RunningEngine, observe: Observe) -> None:
 def test_queue_positions_change_nothing(engine: RunningEngine, observe: Observe) -> None:
     client = engine.client
     runs, others = [client.execute(**SAMPLED)], []
+    holders = []
     for position in range(1, 5):
-        ahead = [client.start(prompt=STORY, max_tokens=48, temperature=1.0, seed=position)]
-        ahead[0].wait_for("token", 30.0)
-        for other in OTHERS[: position - 1]:
+        holder = client.start(**ENDLESS, job_id=f"holder-{position}")
+        holder.wait_for("token", 30.0)
+        ahead = []
+        for other in (*OTHERS[: position - 1], SAMPLED):
             ahead.append(client.start(**other))
             ahead[-1].wait_connected(10.0)
             sleep(0.03)
-        runs.append(client.execute(**SAMPLED))
+        client.cancel(f"holder-{position}")
+        holders.append(holder.finish(30.0))
+        runs.append(ahead.pop().finish(60.0))
         others += [one.finish(60.0) for one in ahead]
-    observe(runs=runs, others=others)
+    observe(runs=runs, others=others, holders=holders)
 
 
 @pytest.mark.check("G4-DETERMINISM-CACHE")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from harness.device_memory import unowned_bytes
 from harness.launch import LaunchEngine, RunningEngine
 from harness.launch.facts import process_facts
 from harness.observation import Json, Observe
@@ -108,17 +109,11 @@ def launched(
 
 
 def device_bytes(profile: Profile) -> int | None:
-    """Bytes in use on all GPUs together; None in profile cpu."""
-    if profile.name == "cpu":
-        return None
-    import pynvml
+    """Bytes on the GPUs that no living process holds; None in profile cpu.
 
-    pynvml.nvmlInit()
-    try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles)
-    finally:
-        pynvml.nvmlShutdown()
+    Other workers' engines come and go: what they hold is no business of this one's.
+    """
+    return None if profile.name == "cpu" else unowned_bytes()
 
 
 def survivors(pids: list[int]) -> list[Json]:

@@ -1,15 +1,22 @@
 """Gate 4: out of memory: at start, and in the midst of a stream that outgrows the KV budget."""
 
+import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.device_memory import held_by
 from harness.launch import LaunchEngine, Launcher, LaunchSpec, RunningEngine
 from harness.observation import Exchange, Json, Observe
+from harness.vram_hog import vram_hog
 
 STORY = "Once upon a time, in a small village by the sea, there lived"
 KV_MIB = 8
+LEFT_BYTES = 12 << 20
+"""What the hog leaves: a slab of KV pages and little more."""
 EXHAUSTING_TOKENS = 2000
 PROBE: dict[str, Any] = {"prompt": STORY, "max_tokens": 12, "temperature": 0.0, "seed": 1}
 
@@ -58,6 +65,69 @@ def test_kv_budget_exhausted(launch_engine: LaunchEngine, observe: Observe) -> N
         at_first=at_first,
         at_last=leader(engine),
         kv_limit_bytes=KV_MIB << 20,
+        model_sha256=engine.model_sha256,
+    )
+
+
+@pytest.mark.check("G4-OOM-LOAD")
+@pytest.mark.usefixtures("alone_on_gpu")
+def test_device_is_full(
+    generated_model: Callable[[str], Path],
+    launch_engine: LaunchEngine,
+    launcher: Launcher,
+    launch_spec: LaunchSpec,
+    observe: Observe,
+) -> None:
+    """Another process leaves what an engine needs without a model, and half of this model."""
+    tiny = launch_engine(model=generated_model("tiny-llama"))
+    held = held_by((tiny.process_facts() or {}).get("processes") or [])
+    reported = int(json.loads(tiny.client.health().body)["vram_bytes_used"])
+    tiny.stop()
+    model_bytes = launch_spec.model_path.stat().st_size
+    left_bytes = sum(held.values()) - reported + model_bytes // 2
+    with vram_hog(left_bytes) as hog:
+        ended = launcher.run_to_exit(launch_spec, 60.0)
+    observe(
+        exit=asdict(ended),
+        left_bytes=hog["free_bytes"],
+        held_by_another=hog["held_bytes"],
+        model_bytes=model_bytes,
+        model_name=launch_spec.model_path.name,
+    )
+
+
+@pytest.mark.check(
+    "G4-OOM-KV",
+    "G4-OOM-MESSAGE",
+    "G4-OOM-ALIVE",
+    "G4-OOM-RECOVERS",
+    "G4-OOM-EVENT",
+    "G4-OOM-HEALTH",
+)
+@pytest.mark.usefixtures("alone_on_gpu")
+def test_device_exhausted_by_another(launch_engine: LaunchEngine, observe: Observe) -> None:
+    """A real process takes all of the device's memory but a few pages, while jobs run."""
+    engine = launch_engine("--inference-timeout-s", "120")
+    client = engine.client
+    before, at_first = client.execute(**PROBE), leader(engine)
+    idle = client.health()
+    with vram_hog(LEFT_BYTES) as hog:
+        long = exhaust(engine)
+        sick = client.health()
+        after = client.execute(**PROBE)
+        recovered = client.health()
+    observe(
+        before=before,
+        idle=idle,
+        long=long,
+        sick=sick,
+        after=after,
+        recovered=recovered,
+        second=client.execute(**PROBE),
+        at_first=at_first,
+        at_last=leader(engine),
+        kv_limit_bytes=hog["free_bytes"],
+        held_by_another=hog["held_bytes"],
         model_sha256=engine.model_sha256,
     )
 

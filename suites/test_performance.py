@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 from harness.baseline import baseline_of, files_of, replace_last, timing_of
+from harness.energy import EnergyMeter, open_meter
 from harness.environment import cpu_name, gpu_facts
 from harness.launch import LaunchEngine, LaunchSpec, RunningEngine
 from harness.measure import run_experiment
-from harness.observation import Json, Observe
+from harness.observation import Exchange, Json, Observe
 
 STORIES = (
     "Once upon a time, in a small village by the sea, there lived",
@@ -25,6 +27,8 @@ STORIES = (
 REQUESTS = 15
 TOKENS = 32
 LEAK_REQUESTS = 100
+ENERGY_TOKENS, IDLE_S, BUSY_S = 256, 2.0, 3.0
+"""Many updates of a sensor that is read every 100 ms."""
 SPAWNING = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system")
 
 
@@ -101,6 +105,35 @@ def test_a_hundred_requests_leak_nothing(engine: RunningEngine, observe: Observe
     observe(jobs=jobs, samples=samples, before=before, after=client.health())
 
 
+@pytest.mark.check("G4-ENERGY")
+@pytest.mark.usefixtures("alone_on_gpu")
+def test_energy_of_a_token(launch_engine: LaunchEngine, observe: Observe) -> None:
+    """The sensor over an idle while with the model loaded, then over jobs one after another."""
+    engine = launch_engine()
+    client = engine.client
+    request = {"max_tokens": ENERGY_TOKENS, "temperature": 1.0}
+    client.execute(**request, prompt=STORIES[0])
+    meter = open_meter((int(engine.spec.env.get("CUDA_VISIBLE_DEVICES", "0")),))
+    idle = metered(meter, lambda: sleep(IDLE_S))
+    jobs: list[Exchange] = []
+
+    def work() -> None:
+        begun_s = monotonic()
+        while monotonic() - begun_s < BUSY_S:
+            prompt = STORIES[len(jobs) % 5]
+            jobs.append(client.execute(**request, prompt=prompt, seed=len(jobs)))
+
+    busy = metered(meter, work)
+    observe(
+        source=meter.source,
+        accuracy=meter.accuracy,
+        idle=idle,
+        busy=busy,
+        jobs=jobs,
+        health=client.health(),
+    )
+
+
 @pytest.mark.check("G4-MEASURE")
 def test_experiment_in_process(launch_spec: LaunchSpec, tmp_path: Path, observe: Observe) -> None:
     spawned: list[str] = []
@@ -124,6 +157,15 @@ def test_experiment_in_process(launch_spec: LaunchSpec, tmp_path: Path, observe:
         children_cpu_s=sum(after[2:4]) - sum(before[2:4]),
         returned_id=result.experiment_id,
     )
+
+
+def metered(meter: EnergyMeter, work: Callable[[], None]) -> Json:
+    """Joules by device, and seconds, of some work; joules are None without a sensor."""
+    begun_s = monotonic()
+    meter.start()
+    work()
+    joules = meter.stop()
+    return {"joules": joules, "seconds": monotonic() - begun_s}
 
 
 def device_name(device: str) -> str:

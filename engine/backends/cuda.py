@@ -19,7 +19,7 @@ from engine.backends.cuda_buffers import Buffers
 from engine.backends.cuda_decode import BUCKETS, DecodeBuilder, DecodeGraphs, bucket_of
 from engine.backends.cuda_device import import_cupy, open_device
 from engine.backends.cuda_kv import CudaSequence, PagePool, Prefix
-from engine.backends.cuda_memory import DevicePool
+from engine.backends.cuda_memory import Allocation, DevicePool
 from engine.backends.cuda_model import Bound, BoundAttention, BoundLinear, ModelBuilder
 from engine.backends.cuda_plan import plan
 from engine.backends.cuda_prefill import Chunk, ChunkExecutor
@@ -157,6 +157,7 @@ class CudaRuntime:
         n_pages = -(-self.context_length // PAGE_TOKENS)
         self._page_table = memory.array((n_pages,), "u64", "workspace")
         self._logit_rows = memory.array((HEAD_ROWS, vocab), "f32", "workspace")
+        self._rows.logits, self._row.logits = self._logit_rows, self._sampler.logits
         self._pool = PagePool(memory, self._page_bytes, self._options.kv_cache_mb * MEBIBYTE)
         self._pinned = np.frombuffer(self._cupy.cuda.alloc_pinned_memory(8), np.int32, 2)
         self._read = [self._cupy.cuda.Event(disable_timing=True) for _ in range(2)]
@@ -214,6 +215,10 @@ class CudaRuntime:
     def device_facts(self) -> dict[str, Any]:
         """The device, its architecture and CUDA's versions."""
         return dict(self._facts)
+
+    def allocations(self) -> list[Allocation]:
+        """Every allocation, with the kind of memory that the driver says it is."""
+        return list(self._memory.described())
 
     def verify_residency(self) -> None:
         """Raise DeviceError unless all memory held is plain device memory of this device."""

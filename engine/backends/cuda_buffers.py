@@ -14,13 +14,14 @@ from kernels.moe import Routing
 class Buffers:
     """Float and half activations [n_rows, width] of the buffers that exist in memory.
 
-    `only_floats` keeps every buffer in float32, as decoding wants them.
+    `only_floats` keeps every buffer in float32, as decoding wants them. `logits` are their owner's.
     """
 
     plan: Plan
     memory: DevicePool
     n_rows: int
     only_floats: bool = False
+    logits: DeviceArray | None = None
     _floats: dict[int, DeviceArray] = field(default_factory=dict)
     _halves: dict[int, DeviceArray] = field(default_factory=dict)
     _scratch: dict[str, DeviceArray] = field(default_factory=dict)
@@ -43,6 +44,8 @@ class Buffers:
 
     def floats(self, value: Value, rows: int) -> DeviceArray:
         """The first `rows` rows of a value in float32."""
+        if self.logits is not None and value.buffer == self.plan.logits.buffer:
+            return self.logits.rows(0, rows)
         slot = self._floats[self.plan.slots[value.buffer]]
         return slot.rows(0, rows).columns(value.offset, value.offset + value.width)
 
@@ -105,7 +108,7 @@ class Buffers:
             ("entries", entries, "i32"),
             ("first_row", op.n_experts + 1, "i32"),
             ("router", rows * op.n_experts, "f32"),
-            ("hidden", entries * op.hidden, "f16"),
+            ("hidden", entries * op.hidden, "f32" if step.exact else "f16"),
             ("expert_out", entries * op.out.width, "f32"),
         ):
             self.reserve(name, n_items * ITEM_BYTES[dtype])

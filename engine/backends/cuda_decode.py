@@ -135,7 +135,18 @@ class DecodeBuilder:
         pending = self._pending.pop(value.buffer, None)
         if pending is not None:
             x, chosen = self._x(value), pending.shape[0]
-            self.launches.append(lambda: combine(self.context, pending, x, chosen, add=True))
+            self.launches.append(
+                self._serialized(lambda: combine(self.context, pending, x, chosen, add=True))
+            )
+
+    def _serialized(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """The launch of a kernel of prefill, which does not itself wait for the one before."""
+
+        def queue() -> None:
+            with self.context.serialized():
+                launch()
+
+        return queue
 
     def _plain(self, bound: Bound) -> None:
         if isinstance(bound, BoundNorm):
@@ -207,7 +218,7 @@ class DecodeBuilder:
         if not isinstance(following, BoundExperts) or following.step.residual != residual:
             return None
         fits = following.folded_router is not None and following.step.op.top_k <= _MAX_CHOSEN
-        return following if fits else None
+        return following if fits and not following.step.exact else None
 
     def _gated(self, bound: BoundGated) -> None:
         step = bound.step
@@ -260,11 +271,11 @@ class DecodeBuilder:
             self.launches.append(lambda: attention_merge(self.context, splits, out, layer))
 
     def _experts(self, bound: BoundExperts) -> None:
-        op, residual = bound.step.op, bound.step.residual
+        op, residual = bound.step.op, bound.step.norm.x
         if not self._routed_before(bound):
             self._flush(residual)
             executor = ChunkExecutor(self.context, self.buffers)
-            self.launches.append(lambda: executor.run(bound, self.chunk))
+            self.launches.append(self._serialized(lambda: executor.run(bound, self.chunk)))
             return
         assert bound.lane_bias is not None
         limits, partials = self.context.limits, self._partials()

@@ -13,7 +13,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import kernels
-from kernels import attention, driver, elementwise, embed, gemm, gemv, matrix, moe, norm, sample
+from kernels import (
+    attention,
+    driver,
+    elementwise,
+    embed,
+    experts_float,
+    gemm,
+    gemv,
+    matrix,
+    moe,
+    norm,
+    sample,
+)
 from kernels.arrays import DeviceArray
 from kernels.context import DeviceLimits, Kernel
 from kernels.driver import LaunchShape
@@ -164,6 +176,13 @@ CALLS: dict[str, Call] = {
         run, a("f32", 3, 512), a.weights("F16", 64, 512), a("f32", 3, 64), a("f32", 64)
     ),
     "gemv.Gemv.launch": _gemv,
+    "experts_float.experts_float": lambda run, a: experts_float.experts_float(
+        run,
+        a("f32", 5, 512),
+        (a.weights("F16", 64, 512, 8), a("f32", 8, 64)),
+        a("f32", 10, 32),
+        *(a.routing(), "SILU"),
+    ),
     "matrix.pack_rows": lambda run, a: matrix.pack_rows(
         run,
         a("u8", 8, 288, spoils=("shape",)),

@@ -1,16 +1,26 @@
 """Device memory: one capped pool of plain allocations, counted by purpose, verified on demand."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from engine.backends import MemoryReport
 from engine.errors import DeviceError, InsufficientMemory, OutOfMemory
 from kernels.arrays import DeviceArray
 
 Purpose = Literal["weights", "kv", "workspace"]
-_DEVICE_MEMORY = 2
 _MEMORY_KINDS = {0: "unregistered host", 1: "host", 2: "device", 3: "managed"}
 ALIGNMENT = 256
+
+
+class Allocation(TypedDict):
+    """One allocation: its use, and the kind of memory that the driver says it is."""
+
+    purpose: Purpose
+    bytes: int
+    pointer: int
+    kind: str
+    device: int
 
 
 @dataclass
@@ -51,17 +61,24 @@ class DevicePool:
             pointer: int = runtime.malloc(size_bytes)
         except runtime.CUDARuntimeError as error:
             if "MemoryAllocation" in str(error):
-                raise self.exhausted(size_bytes, purpose) from None
+                raise self.exhausted(size_bytes, purpose, refused=True) from None
             raise DeviceError(f"allocating {size_bytes} bytes for {purpose}: {error}") from None
         self._held[pointer] = (purpose, size_bytes)
         self.used_bytes[purpose] += size_bytes
         return pointer
 
-    def exhausted(self, size_bytes: int, purpose: Purpose) -> InsufficientMemory | OutOfMemory:
-        """The error of an allocation that cannot be had."""
+    def exhausted(
+        self, size_bytes: int, purpose: Purpose, *, refused: bool = False
+    ) -> InsufficientMemory | OutOfMemory:
+        """The error of an allocation that cannot be had.
+
+        What the driver `refused` is not available, though it may count as many bytes as free.
+        """
         kind = OutOfMemory if self.running else InsufficientMemory
         required = size_bytes if self.running else self.total_bytes + size_bytes
         available = self.available_bytes()
+        if refused:
+            available = min(available, size_bytes - ALIGNMENT)
         if not self.running:
             available += self.total_bytes
         return kind(
@@ -119,19 +136,31 @@ class DevicePool:
         self._held[pointer] = ("workspace", ALIGNMENT)
         self.used_bytes["workspace"] += ALIGNMENT
 
+    def described(self) -> Iterator[Allocation]:
+        """What the driver says of every allocation."""
+        runtime = self.cupy.cuda.runtime
+        for pointer, (purpose, size_bytes) in self._held.items():
+            attributes = runtime.pointerGetAttributes(pointer)
+            kind = _MEMORY_KINDS.get(attributes.type, str(attributes.type))
+            yield {
+                "purpose": purpose,
+                "bytes": size_bytes,
+                "pointer": pointer,
+                "kind": kind,
+                "device": int(attributes.device),
+            }
+
     def verify(self) -> int:
         """Check that every allocation is plain device memory; returns how many were checked.
 
         Raises DeviceError naming the first that is not.
         """
-        runtime = self.cupy.cuda.runtime
-        device = runtime.getDevice()
-        for pointer, (purpose, size_bytes) in self._held.items():
-            attributes = runtime.pointerGetAttributes(pointer)
-            if attributes.type != _DEVICE_MEMORY or attributes.device != device:
-                kind = _MEMORY_KINDS.get(attributes.type, str(attributes.type))
+        device = self.cupy.cuda.runtime.getDevice()
+        for one in self.described():
+            if one["kind"] != "device" or one["device"] != device:
                 raise DeviceError(
-                    f"residency: {size_bytes} bytes of {purpose} at {pointer:#x} are {kind} memory "
-                    f"of device {attributes.device}, wanted device memory of device {device}"
+                    f"residency: {one['bytes']} bytes of {one['purpose']} at {one['pointer']:#x} "
+                    f"are {one['kind']} memory of device {one['device']}, wanted device memory "
+                    f"of device {device}"
                 )
         return len(self._held)

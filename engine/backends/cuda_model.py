@@ -28,6 +28,7 @@ from kernels.context import KernelContext
 from kernels.gemv import ROUTER_LANES, preferred_tile_rows
 from kernels.matrix import PackedMatrix, RowPlacement
 
+_FLOATS = ("F32", "F16", "BF16")
 RopeKey = tuple[str, tuple[float, ...], float]
 
 
@@ -213,10 +214,10 @@ class ModelBuilder:
     def _experts(self, step: ExpertsStep) -> BoundExperts:
         op, tensors = step.op, self.tensors
         gate, up, down = tensors[op.gate], tensors[op.up], tensors[op.down]
-        if gate.type != up.type or {gate.type, down.type} & {"F32", "F16", "BF16"}:
+        if gate.type != up.type or (down.type in _FLOATS) != step.exact:
             raise ModelLoadError(
-                f"experts {op.gate} are {gate.type}, {up.type}, {down.type}; "
-                "the CUDA backend runs quantized experts, gate and up of one type"
+                f"experts {op.gate} are {gate.type}, {up.type}, {down.type}; the CUDA backend "
+                "runs gate and up of one type, and all three quantized or none"
             )
         width, hidden = op.x.width, op.hidden
         parts = tuple(

@@ -84,11 +84,20 @@ class AttentionStep:
 
 @dataclass(frozen=True)
 class ExpertsStep:
-    """x += mixture of experts of RMSNorm(x)."""
+    """Mixture of experts of RMSNorm(x), added to `residual` in place where there is one.
+
+    `exact` experts have float weights and activations.
+    """
 
     op: MixtureOfExperts
     norm: RmsNorm
-    residual: Value
+    residual: Value | None
+    exact: bool
+
+    @property
+    def target(self) -> Value:
+        """What it writes or adds to."""
+        return self.residual or self.op.out
 
 
 @dataclass(frozen=True)
@@ -196,10 +205,12 @@ class Fuser:
         op = self._ops[start] if start < len(self._ops) else None
         if not isinstance(op, MixtureOfExperts):
             return None
+        if norm is None:
+            raise InternalError("a mixture of experts without its norm")
         residual = self._residual(start + 1, op.out)
-        if norm is None or residual != norm.x:
-            raise InternalError("a mixture of experts without its norm and residual sum")
-        return ExpertsStep(op, norm, residual), start + 2
+        residual = residual if residual == norm.x else None
+        exact = self._type_of(op.gate) in _FLOATS
+        return ExpertsStep(op, norm, residual, exact), start + (2 if residual else 1)
 
     def _linears(self, start: int) -> tuple[Linear, ...]:
         """Consecutive linears over one input that one launch can do."""
@@ -309,7 +320,7 @@ def step_reads(step: Step) -> tuple[Value, ...]:
         case GatedStep():
             return (step.x,)
         case ExpertsStep():
-            return (step.residual,)
+            return (step.norm.x,)
         case _:
             return reads(step.op)
 
@@ -322,7 +333,7 @@ def step_writes(step: Step) -> tuple[Value, ...]:
         case GatedStep():
             return (step.out,)
         case ExpertsStep():
-            return (step.residual,)
+            return (step.target,)
         case _:
             return (written(step.op),)
 

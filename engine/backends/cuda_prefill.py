@@ -28,10 +28,12 @@ from kernels.attention import (
 )
 from kernels.context import KernelContext
 from kernels.embed import add_position, embed
+from kernels.experts_float import ExpertsKind, experts_float
 from kernels.gemm import GemmEpilogue, GemmOutput, GroupedGemm, gemm, gemm_float, grouped_gemm
 from kernels.norm import norm
 
 GATED_EPILOGUE: dict[str, GemmEpilogue] = {"silu": "SILU", "clamped_swiglu": "CLAMPED"}
+GATED_KIND: dict[str, ExpertsKind] = {"silu": "SILU", "clamped_swiglu": "CLAMPED"}
 PagesOf = Callable[[int], KvPages]
 
 
@@ -149,7 +151,7 @@ class ChunkExecutor:
 
     def _experts(self, bound: BoundExperts, rows: int) -> None:
         op, b = bound.step.op, self.buffers
-        x = b.floats(bound.step.residual, rows)
+        x = b.floats(bound.step.norm.x, rows)
         full = b.scratch("input_float", (rows, op.x.width), "f32")
         half = b.scratch("input_half", (rows, op.x.width), "f16")
         norm(self.context, x, (bound.norm_weight, None), (full, half), bound.step.norm.eps)
@@ -157,15 +159,33 @@ class ChunkExecutor:
         gemm_float(self.context, full, bound.router, logits, bound.router_bias)
         routing = b.routing(op.n_experts, op.top_k, rows)
         moe.route(self.context, logits, routing)
-        entries = rows * op.top_k
-        hidden = b.scratch("hidden", (entries, op.hidden), "f16")
+        y = b.scratch("expert_out", (rows * op.top_k, op.out.width), "f32")
+        if bound.step.exact:
+            self._exact_experts(bound, full, y, routing)
+        else:
+            self._packed_experts(bound, half, y, routing)
+        out = b.floats(bound.step.target, rows)
+        moe.combine(self.context, y, out, op.top_k, add=bool(bound.step.residual))
+
+    def _packed_experts(
+        self, bound: BoundExperts, x: DeviceArray, y: DeviceArray, routing: moe.Routing
+    ) -> None:
+        op, rows = bound.step.op, x.shape[0]
+        hidden = self.buffers.scratch("hidden", (rows * op.top_k, op.hidden), "f16")
         epilogue = GATED_EPILOGUE[op.kind]
         first = GroupedGemm(bound.gate_up, bound.gate_up_bias, routing, rows, epilogue, "EXPERT_IN")
-        grouped_gemm(self.context, half, hidden, first)
-        y = b.scratch("expert_out", (entries, op.out.width), "f32")
+        grouped_gemm(self.context, x, hidden, first)
         last = GroupedGemm(bound.down, bound.down_bias, routing, rows, "STORE", "EXPERT_OUT")
         grouped_gemm(self.context, hidden, y, last)
-        moe.combine(self.context, y, x, op.top_k, add=True)
+
+    def _exact_experts(
+        self, bound: BoundExperts, x: DeviceArray, y: DeviceArray, routing: moe.Routing
+    ) -> None:
+        op = bound.step.op
+        hidden = self.buffers.scratch("hidden", (y.shape[0], op.hidden), "f32")
+        gate_up, down = (bound.gate_up, bound.gate_up_bias), (bound.down, bound.down_bias)
+        experts_float(self.context, x, gate_up, hidden, routing, GATED_KIND[op.kind])
+        experts_float(self.context, hidden, down, y, routing, "WEIGHTED")
 
     def _element(self, bound: BoundElement, rows: int) -> None:
         op, b = bound.step.op, self.buffers

@@ -10,6 +10,7 @@ from harness.judges.rule import (
     Broken,
     Unseen,
     body,
+    by_test,
     exchange,
     exchanges,
     fact,
@@ -27,9 +28,27 @@ MIN_EXHAUSTED: Final = 2
 _BYTES: Final = re.compile(r"(\d+) bytes required, (\d+) bytes available")
 
 
-@judge
-def load(observation: Observation, limits: Limits) -> Finding:
-    """Exit code 1 and one line: the code, both numbers of bytes, the device, the model."""
+def _over_the_limit(observation: Observation, limits: Limits) -> Finding:
+    """The limit that was given lies between what is available and what is required."""
+    required, available = _refused(observation)
+    bound = fact(observation, "limit_bytes")
+    need(available <= bound < required, f"{required} required, {available} available of {bound}")
+    return passed(f"{required} bytes required, {available} available", required_bytes=required)
+
+
+def _over_the_rest(observation: Observation, limits: Limits) -> Finding:
+    """Another process held the device's memory: what it left is all that can be available."""
+    required, available = _refused(observation)
+    held, left = fact(observation, "held_by_another"), fact(observation, "left_bytes")
+    if held <= left:
+        raise Unseen(f"another process held {held} bytes and left {left}: the device was not full")
+    need(available <= left, f"{available} bytes available, {left} were left")
+    need(available < required, f"{required} bytes required, {available} available: no lack")
+    return passed(f"{required} bytes required, {available} available", required_bytes=required)
+
+
+def _refused(observation: Observation) -> tuple[int, int]:
+    """Exit code 1 and one line: the code, bytes required and available, the device, the model."""
     ended = fact(observation, "exit")
     need(not ended["timed_out"], f"it did not end within {ended['duration_s']:.0f} s")
     need(ended["code"] == 1, f"exit code {ended['code']}, wanted 1")
@@ -46,12 +65,9 @@ def load(observation: Observation, limits: Limits) -> Finding:
     need(told["code"] == "INSUFFICIENT_VRAM", f"code {told['code']}, wanted INSUFFICIENT_VRAM")
     model = PurePath(told["model_path"]).name
     need(model == fact(observation, "model_name"), f"the error names the model {model!r}")
-    required, available = told["required_bytes"], told["available_bytes"]
-    bound = fact(observation, "limit_bytes")
-    need(available <= bound < required, f"{required} required, {available} available of {bound}")
-    size = fact(observation, "model_bytes")
+    size, required = fact(observation, "model_bytes"), told["required_bytes"]
     need(0.9 * size <= required, f"{required} bytes required for a file of {size}")
-    return passed(f"{required} bytes required, {available} available", required_bytes=required)
+    return required, told["available_bytes"]
 
 
 @judge
@@ -165,7 +181,9 @@ def _error(stream: Stream) -> Mapping[str, Json]:
 
 
 JUDGES: Final[Mapping[str, Judge]] = {
-    "G4-OOM-LOAD": load,
+    "G4-OOM-LOAD": by_test(
+        {"test_model_does_not_fit": _over_the_limit, "test_device_is_full": _over_the_rest}
+    ),
     "G4-OOM-KV": kv,
     "G4-OOM-MESSAGE": message,
     "G4-OOM-ALIVE": alive,

@@ -1,6 +1,8 @@
 """What the operating system says about a process and its children."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
@@ -13,8 +15,8 @@ Fact = TypeVar("Fact")
 def process_facts(pid: int) -> dict[str, Json] | None:
     """Numbers of the process tree under `pid`; None if it is gone.
 
-    `pid`, `create_time` (seconds since 1970) of the leader; `rss_bytes`, `cpu_s`, `threads` summed;
-    `processes`, `open_files`, `listening`, `connections`, `maps` collected. A fact that the system
+    `pid`, `create_time` (seconds since 1970) of the leader; `rss_bytes`, `peak_rss_bytes`, `cpu_s`,
+    `threads` summed; `processes`, `open_files`, `listening`, `connections`, `maps` collected. A fact that the system
     does not tell is None.
     """
     try:
@@ -28,6 +30,7 @@ def process_facts(pid: int) -> dict[str, Json] | None:
         "create_time": created,
         "processes": [process.pid for process in tree],
         "rss_bytes": _sum(tree, lambda process: process.memory_info().rss),
+        "peak_rss_bytes": _sum(tree, _peak_rss_bytes),
         "anonymous_bytes": _sum(tree, _anonymous_bytes),
         "cpu_s": _sum(tree, lambda process: sum(process.cpu_times()[:2])),
         "threads": _sum(tree, lambda process: process.num_threads()),
@@ -52,6 +55,15 @@ def _anonymous_bytes(process: psutil.Process) -> int:
     if shared is None:
         raise psutil.AccessDenied(process.pid)
     return int(memory.rss - shared)
+
+
+def _peak_rss_bytes(process: psutil.Process) -> int:
+    """The most that was ever resident; Linux counts it in KiB."""
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii", errors="replace")
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    if found is None:
+        raise psutil.AccessDenied(process.pid)
+    return int(found[1]) << 10
 
 
 def _sockets(process: psutil.Process, *, listening: bool) -> list[str]:

@@ -1,6 +1,7 @@
 """The CUDA runtime over a fake device: plans, shapes, memory and sequences, without a GPU."""
 
 import mmap
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.adapters import adapter_for
 from engine.backends import LoadOptions, cuda, cuda_device
 from engine.backends.cuda_decode import BUCKETS, bucket_of, splits_of
 from engine.backends.cuda_device import (
@@ -22,8 +24,18 @@ from engine.backends.cuda_kv import CudaSequence, PagePool
 from engine.backends.cuda_memory import DevicePool
 from engine.backends.cuda_plan import AttentionStep, EmbedStep, GatedStep, LinearStep, plan
 from engine.backends.cuda_weights import is_mapped_file
-from engine.errors import DeviceError, InsufficientMemory, InvalidRequest, OutOfMemory
-from engine.gguf import Tensor
+from engine.config import ModelConfig
+from engine.errors import (
+    DeviceError,
+    InsufficientMemory,
+    InvalidRequest,
+    ModelLoadError,
+    OutOfMemory,
+)
+from engine.gguf import GGUFFile, Tensor
+from engine.loading import load_model
+from engine.probe import ProbeOptions
+from engine.probes import gpt_oss_parts
 from engine.program import (
     Add,
     Attention,
@@ -38,8 +50,9 @@ from engine.program import (
 )
 from engine.quants import BLOCK_FORMATS
 from engine.sampler import SamplingParams
+from engine.synthetic import TINY, write_model, write_shape
 from kernels.attention import AttentionShape
-from kernels.context import DeviceLimits
+from kernels.context import DeviceLimits, KernelContext
 from tests.unit import fake_cuda
 from tests.unit.fake_cuda import LAUNCHES, FakeCupy
 
@@ -320,3 +333,63 @@ def test_only_a_mapped_file_may_be_dropped(tmp_path: Path) -> None:
     view = np.frombuffer(mapped, np.uint8).reshape(2, 4096)[1:]
     assert is_mapped_file(view)
     assert not is_mapped_file(np.zeros((2, 4096), np.uint8)[1:])
+
+
+@pytest.mark.parametrize("model", ["tiny-gpt-oss-f32", "tiny-gpt-oss-mxfp4", "tiny-gpt-oss"])
+def test_experts_run_by_kernels_of_their_kind(cupy: FakeCupy, tmp_path: Path, model: str) -> None:
+    write_model(tmp_path / "m.gguf", model, 0)
+    loaded = load_model(tmp_path / "m.gguf", LoadOptions(device="cuda:0"))
+    sequence = loaded.runtime.open_sequence()
+    loaded.runtime.prefill(sequence, [1, 2, 3], go_on)
+    launched = {name.partition("_")[0] for name in LAUNCHES}
+    assert ("experts" in launched) == model.endswith("f32")
+    tokens = loaded.runtime.tokens(sequence, SamplingParams(seed=1), go_on)
+    assert next(tokens).token_id == 0
+    tokens.close()
+    sequence.close()
+    loaded.close()
+
+
+def test_experts_half_packed_are_refused(cupy: FakeCupy, tmp_path: Path) -> None:
+    shape = replace(TINY["tiny-gpt-oss"], types={"default": "MXFP4"})
+    write_shape(tmp_path / "m.gguf", shape, "m", 0)
+    with GGUFFile.open(tmp_path / "m.gguf") as file:
+        name = "blk.0.ffn_down_exps.weight"
+        packed = file.tensors[name]
+        values = packed.dequantize().reshape(packed.raw.shape[0], -1)
+        floats = Tensor(name, "F32", packed.shape, values.view(np.uint8))
+        file.tensors = {**file.tensors, name: floats}
+        config = ModelConfig.from_file(file)
+        program = adapter_for(config).program(config, file.tensors)
+        with pytest.raises(ModelLoadError, match="all three quantized or none"):
+            cuda.load(file, program, LoadOptions(device="cuda:0"), lambda a, b: None)
+
+
+def test_parts_of_a_layer_run_although_no_linear_ends_them(cupy: FakeCupy) -> None:
+    found = gpt_oss_parts.cases(ProbeOptions(device="cuda:0"))
+    assert {case["part"] for case in found} == set(gpt_oss_parts.PARTS)
+
+
+def test_a_kernel_that_does_not_wait_is_queued_after_the_one_before() -> None:
+    context = KernelContext(DeviceLimits("sm_90", 132, 232448), dependent=True)
+    with context.serialized():
+        assert not context.dependent
+    assert context.dependent
+
+
+def test_allocations_are_described(cupy: FakeCupy) -> None:
+    runtime = load()
+    assert {one["purpose"] for one in runtime.allocations()} == {"weights", "workspace"}
+    assert {one["kind"] for one in runtime.allocations()} == {"device"}
+    runtime.close()
+
+
+def test_memory_that_the_driver_refuses_is_not_available(cupy: FakeCupy) -> None:
+    def refuse(size: int) -> int:
+        raise fake_cuda.FakeRuntimeError("cudaErrorMemoryAllocation: out of memory")
+
+    pool = DevicePool(cupy, running=True)
+    cupy.cuda.runtime.malloc = refuse  # type: ignore[method-assign]
+    with pytest.raises(OutOfMemory) as caught:
+        pool.allocate(4096, "kv")
+    assert "4096 bytes required, 3840 bytes available" in str(caught.value)

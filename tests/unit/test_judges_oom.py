@@ -140,7 +140,31 @@ def loaded(told: dict[str, Any] | None = None, **ended: Any) -> Finding:
     stderr = {} if told is None else {"stderr": json.dumps({**TOLD, **told})}
     facts = {"exit": {**EXIT, **stderr, **ended}, "limit_bytes": 50, "model_bytes": 100}
     named = {**facts, "model_name": "m.gguf"}
-    return JUDGES["G4-OOM-LOAD"](Observation("G4-OOM-LOAD", "t", 1, {}, named), {})
+    test = "test_model_does_not_fit[half]"
+    return JUDGES["G4-OOM-LOAD"](Observation("G4-OOM-LOAD", test, 1, {}, named), {})
+
+
+def full(told: dict[str, Any], **facts: int) -> Finding:
+    """A start on a device that another process has filled."""
+    stderr = json.dumps({**TOLD, "required_bytes": 100, "available_bytes": 40, **told})
+    named = {"exit": {**EXIT, "stderr": stderr}, "model_bytes": 100, "model_name": "m.gguf"}
+    held = {"held_by_another": 900, "left_bytes": 50, **facts}
+    seen = Observation("G4-OOM-LOAD", "test_device_is_full", 1, {}, {**named, **held})
+    return JUDGES["G4-OOM-LOAD"](seen, {})
+
+
+def test_a_device_that_is_full_is_told() -> None:
+    assert full({}).verdict == Verdict.PASS
+    assert full({}, held_by_another=50).verdict == Verdict.ERROR
+    for told, said in (
+        ({"available_bytes": 51}, "50 were left"),
+        ({"required_bytes": 90, "available_bytes": 95}, "95 bytes available, 50"),
+        ({"required_bytes": 60}, "60 bytes required for a file of 100"),
+        ({"code": "CUDA_ERROR"}, "code CUDA_ERROR"),
+    ):
+        found = full(told)
+        assert (found.verdict, said in found.message) == (Verdict.FAIL, True), found.message
+    assert "no lack" in full({"required_bytes": 95, "available_bytes": 95}, left_bytes=99).message
 
 
 def test_a_clean_refusal_at_start_passes() -> None:
@@ -160,7 +184,7 @@ def test_a_clean_refusal_at_start_passes() -> None:
         ({"required_bytes": None}, {}, "required_bytes is no count"),
         ({"code": "INTERNAL"}, {}, "code INTERNAL"),
         ({"model_path": "/a/other.gguf"}, {}, "names the model 'other.gguf'"),
-        ({"required_bytes": 45}, {}, "45 required"),
+        ({"required_bytes": 45}, {}, "45 bytes required"),
         ({"available_bytes": 51}, {}, "51 available"),
         ({"required_bytes": 60}, {}, "for a file of 100"),
     ],
