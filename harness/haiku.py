@@ -1,11 +1,13 @@
 """The haiku challenge: the current minute in words, a code word of this run, and the prompts."""
 
+import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from harness.challenge import Challenge
 
 CHECK: Final = "G4-HAIKU"
+LINES: Final = 3
 
 ONES: Final = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -94,6 +96,38 @@ def chat_prompt(asked: HaikuChallenge) -> str:
         f'"{asked.minute_word}" exactly once, and the word "{asked.code_word}". '
         f"Answer with the haiku alone. Reference: {asked.nonce_code}."
     )
+
+
+def haiku_request(asked: HaikuChallenge, *, chat: bool) -> dict[str, Any]:
+    """What is asked of the engine: a conversation (profile m0), else the few-shot prompt."""
+    fields: dict[str, Any] = {"temperature": 0.0, "seed": asked.seed}
+    if chat:
+        message = {"role": "user", "content": chat_prompt(asked)}
+        return {"messages": [message], "max_tokens": 1024, **fields}
+    return {"prompt": few_shot_prompt(asked), "max_tokens": 48, "stop": ["\n\n"], **fields}
+
+
+def what_is_wrong(asked: HaikuChallenge, text: str, *, chat: bool) -> str:
+    """What the words of a completion lack; empty if nothing.
+
+    Both words stand in it as whole words; a model that can be talked to says the minute exactly
+    once, in three lines that are not empty.
+    """
+    counts = {word: _occurrences(word, text) for word in (asked.minute_word, asked.code_word)}
+    for word, count in counts.items():
+        if count == 0:
+            return f"the completion lacks {word!r}: {text!r:.160}"
+    lines = sum(bool(line.strip()) for line in text.splitlines())
+    if chat and counts[asked.minute_word] != 1:
+        said = counts[asked.minute_word]
+        return f"{asked.minute_word!r} stands {said} times in it, wanted once: {text!r:.160}"
+    if chat and lines != LINES:
+        return f"the haiku has {lines} lines, wanted {LINES}: {text!r:.160}"
+    return ""
+
+
+def _occurrences(word: str, text: str) -> int:
+    return len(re.findall(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text, re.IGNORECASE))
 
 
 def _head(minute: str, word: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from harness.clients.http import answer
 from harness.clients.native import NativeClient
-from harness.haiku import HaikuChallenge, few_shot_prompt, haiku_challenge
+from harness.haiku import haiku_challenge, haiku_request, what_is_wrong
 from harness.judges.stream import read_or_nothing
 from harness.launch import LaunchEngine
 from harness.observation import Observe
@@ -18,26 +18,38 @@ ATTEMPTS = 3
 
 @pytest.mark.check("G4-HAIKU")
 def test_haiku(launch_engine: LaunchEngine, nonce: str, observe: Observe) -> None:
+    write(launch_engine, nonce, observe)
+
+
+def write(
+    launch_engine: LaunchEngine,
+    nonce: str,
+    observe: Observe,
+    *,
+    chat: bool = False,
+    reference_args: tuple[str, ...] = (),
+) -> None:
+    """Up to three attempts, each with fresh words; the judge looks at them for itself."""
     for attempt in range(1, ATTEMPTS + 1):
-        seen = write_haiku(launch_engine, nonce, attempt)
+        seen = attempted(launch_engine, nonce, attempt, chat, reference_args)
         observe(**seen)
         if attempt == ATTEMPTS or seen["has_words"]:
             break
 
 
-def write_haiku(launch_engine: LaunchEngine, nonce: str, attempt: int) -> dict[str, Any]:
+def attempted(
+    launch_engine: LaunchEngine,
+    nonce: str,
+    attempt: int,
+    chat: bool,
+    reference_args: tuple[str, ...],
+) -> dict[str, Any]:
     """One attempt: ask, ask again, other seeds, stop the engine, then re-score."""
     engine = launch_engine()
     client = engine.client
     asked_at = time.time()
     asked = haiku_challenge(nonce, attempt, time.gmtime(asked_at).tm_min)
-    greedy: dict[str, Any] = {
-        "prompt": few_shot_prompt(asked),
-        "max_tokens": 48,
-        "temperature": 0.0,
-        "seed": asked.seed,
-        "stop": ["\n\n"],
-    }
+    greedy = haiku_request(asked, chat=chat)
     warm = {**greedy, "temperature": 0.7}
     native = client.kind == NativeClient.kind
     seen: dict[str, Any] = {"health": client.health()} if native else {}
@@ -54,12 +66,12 @@ def write_haiku(launch_engine: LaunchEngine, nonce: str, attempt: int) -> dict[s
         "process": engine.process_facts(),
     }
     engine.stop()
-    with reference_engine(engine.model_path) as oracle:
+    with reference_engine(engine.model_path, *reference_args) as oracle:
         seen |= {
             "reference_health": oracle.client.health(),
             "engine_alive_at_rescoring": engine.alive(),
         }
-        if native:
+        if native and not chat:
             prompt_ids = oracle.client.tokenize(greedy["prompt"], add_special=True)
             ids = read_or_nothing(haiku).ids
             seen["reference_tokenize"] = prompt_ids
@@ -71,10 +83,5 @@ def write_haiku(launch_engine: LaunchEngine, nonce: str, attempt: int) -> dict[s
         "asked_at": asked_at,
         "weights_bytes": engine.model_path.stat().st_size,
         "model_sha256": engine.model_sha256,
-        "has_words": has_words(asked, read_or_nothing(haiku).text),
+        "has_words": not what_is_wrong(asked, read_or_nothing(haiku).text, chat=chat),
     }
-
-
-def has_words(asked: HaikuChallenge, text: str) -> bool:
-    """Whether another attempt would be in vain: the judge looks for itself."""
-    return asked.minute_word in text.lower() and asked.code_word in text.lower()

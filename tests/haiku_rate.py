@@ -7,12 +7,11 @@ did. A measurement that was interrupted goes on with `--first`.
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
 from harness.clients import EngineClient
-from harness.haiku import HaikuChallenge, few_shot_prompt, haiku_challenge
+from harness.haiku import HaikuChallenge, haiku_challenge, haiku_request, what_is_wrong
 from harness.launch import LaunchSpec
 from harness.launch.process import ProcessLauncher
 
@@ -22,18 +21,13 @@ DEFAULT = "~/.cache/haikugate/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def words_come(client: EngineClient, asked: HaikuChallenge) -> tuple[bool, str]:
-    live = client.start(
-        prompt=few_shot_prompt(asked), max_tokens=48, temperature=0.0, seed=asked.seed,
-        stop=["\n\n"], cache_prompt=True,
-    )  # fmt: skip
+    live = client.start(**haiku_request(asked, chat=False), cache_prompt=True)
     text = ""
     live.wait_until(lambda event: event.type in ("end", "error"), 60.0)
     for timed in live.events:
         if timed.event.type == "token":
             text += json.loads(timed.event.data)["t"]
-    wanted = (asked.minute_word, asked.code_word)
-    whole = [re.search(rf"(?<![\w-]){re.escape(w)}(?![\w-])", text, re.IGNORECASE) for w in wanted]
-    return all(whole), text
+    return not what_is_wrong(asked, text, chat=False), text
 
 
 def main() -> None:

@@ -1,11 +1,10 @@
 """The judge of the anti-cheat haiku: a fresh challenge, honestly counted, seeded and re-scored."""
 
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from harness.haiku import CHECK, HaikuChallenge, few_shot_prompt, haiku_challenge
+from harness.haiku import CHECK, HaikuChallenge, haiku_challenge, haiku_request, what_is_wrong
 from harness.judges.metrics_text import counter
 from harness.judges.rule import (
     Unseen,
@@ -24,6 +23,9 @@ from harness.judges.stream import Stream, finished, identical, is_native, parts_
 from harness.judges.stream import asked as asked_fields
 from harness.observation import Exchange, Finding, Judge, Limits, Observation
 from harness.rescore import GreedyFit, greedy_fit, likely_cause, read_scores
+
+CHAT_TEST: Final = "test_haiku_of_reference["
+"""The tests of profile m0, whose models answer a conversation."""
 
 TOKENS_METRIC: Final = "worker_tokens_generated_total"
 
@@ -59,18 +61,22 @@ def _asked(observation: Observation) -> HaikuChallenge:
 
 def _check_challenge(observation: Observation, haiku: Exchange) -> None:
     """The prompt is the one that nonce, attempt and the minute of the request ask for."""
-    asked, sent = _asked(observation), asked_fields(haiku)
-    if sent.get("prompt") != few_shot_prompt(asked) or sent.get("seed") != asked.seed:
-        raise Unseen("the recorded prompt is not the challenge of this run, attempt and minute")
+    sent, wanted = asked_fields(haiku), haiku_request(_asked(observation), chat=_chat(observation))
+    for name in ("prompt", "messages", "seed"):
+        if sent.get(name) != wanted.get(name):
+            raise Unseen("the recorded prompt is not the challenge of this run, attempt and minute")
     if sent.get("temperature") != 0.0:
         raise Unseen("the haiku was not asked for at temperature 0")
 
 
 def _check_words(observation: Observation, stream: Stream) -> None:
-    asked = _asked(observation)
-    for word in (asked.minute_word, asked.code_word):
-        found = re.findall(rf"(?<![\w-]){re.escape(word)}(?![\w-])", stream.text, re.IGNORECASE)
-        need(bool(found), f"the completion lacks {word!r}: {stream.text!r:.160}")
+    wrong = what_is_wrong(_asked(observation), stream.text, chat=_chat(observation))
+    need(not wrong, wrong)
+
+
+def _chat(observation: Observation) -> bool:
+    """Whether this model is talked to; which it is follows from the test, not from a fact."""
+    return observation.test.startswith(CHAT_TEST)
 
 
 def _check_counted(observation: Observation, stream: Stream) -> None:
@@ -123,10 +129,11 @@ def _check_rescored(
     wanted = fact(observation, "model_sha256")
     if reference.get("model_sha256") != wanted:
         raise Unseen("the reference has another model file")
-    if not is_native(haiku):
+    if is_native(haiku):
+        health = body(exchange(observation, "health"))
+        need(health.get("model_sha256") == wanted, "/health names another model file")
+    if not is_native(haiku) or _chat(observation):
         return _check_replayed(observation, haiku, stream)
-    health = body(exchange(observation, "health"))
-    need(health.get("model_sha256") == wanted, "/health names another model file")
     tokenized = exchange(observation, "reference_tokenize")
     score = exchange(observation, "reference_score")
     if request(tokenized).get("text") != request(haiku)["prompt"]:

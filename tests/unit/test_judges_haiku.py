@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.haiku import few_shot_prompt, haiku_challenge, minute_word
+from harness.haiku import few_shot_prompt, haiku_challenge, haiku_request, minute_word
 from harness.judges import JUDGES
 from harness.observation import Exchange, Finding, Observation, Verdict
 from tests.unit.recorded import exchange, run
@@ -114,6 +114,58 @@ def test_every_lie_fails(changed: dict[str, Any], says: str) -> None:
 )
 def test_evidence_of_something_else_is_no_verdict(changed: dict[str, Any]) -> None:
     assert judged(**changed).verdict == Verdict.ERROR
+
+
+def chatted(texts: list[str], **changed: Any) -> Finding:
+    """Profile m0: a conversation, replayed on the reference."""
+    asked = {k: v for k, v in haiku_request(ASKED, chat=True).items() if k != "max_tokens"}
+
+    def said(at_ms: float, **fields: Any) -> Exchange:
+        ids = fields.pop("ids", IDS)
+        return run(fields.pop("texts", texts), at_ms, ids=ids, prompt=None, **asked | fields)
+
+    named = observed(
+        haiku=said(0),
+        again=said(100),
+        sampled=said(200, temperature=0.7, ids=[8, 9, 9]),
+        sampled_again=said(300, temperature=0.7, ids=[8, 9, 9]),
+        other_seeds=said(400, temperature=0.7, ids=[4, 4, 4], seed=ASKED.seed + 1),
+        reference_replay=said(500, **changed),
+    )
+    seen = {k: (v,) for k, v in named.items() if isinstance(v, Exchange)}
+    facts = {k: v for k, v in named.items() if not isinstance(v, Exchange)}
+    test = "test_haiku_of_reference[phi-3-mini-4k-instruct]"
+    return JUDGES["G4-HAIKU"](Observation("G4-HAIKU", test, 1, seen, facts), LIMITS)
+
+
+MINUTE, CODE = ASKED.minute_word, ASKED.code_word
+
+
+def test_a_haiku_of_a_conversation_passes() -> None:
+    found = chatted([f"At {MINUTE} now\n", f"the {CODE} warps\n", "hum until the dawn"])
+    assert found.verdict == Verdict.PASS, found.message
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ([f"{MINUTE} and {MINUTE}\n", f"{CODE}\n", "dawn"], "stands 2 times in it, wanted once"),
+        ([f"{MINUTE} warps\n", f"{CODE}", " dawn"], "2 lines, wanted 3"),
+        ([f"{MINUTE}\n\n", f"{CODE}\n", "dawn\nand more"], "4 lines, wanted 3"),
+        (["warps\n", f"{CODE}\n", "dawn"], "lacks 'fifty-five'"),
+    ],
+)
+def test_a_conversation_is_judged_by_its_form(texts: list[str], says: str) -> None:
+    found = chatted(texts)
+    assert found.verdict == Verdict.FAIL
+    assert says in found.message
+
+
+def test_a_conversation_must_replay() -> None:
+    texts = [f"At {MINUTE} now\n", f"the {CODE} warps\n", "hum until the dawn"]
+    found = chatted(texts, ids=[5, 6, 8])
+    assert found.verdict == Verdict.FAIL
+    assert "the reference's haiku parts" in found.message
 
 
 def test_minutes_in_words() -> None:
