@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from harness.observation import Json
+from harness.pseudonyms import bare_release, pseudonym
 
 CONTAINER_MARKS = {Path("/.dockerenv"): "docker", Path("/run/.containerenv"): "podman"}
 
@@ -19,11 +20,11 @@ CONTAINER_MARKS = {Path("/.dockerenv"): "docker", Path("/run/.containerenv"): "p
 def environment_snapshot() -> dict[str, Json]:
     """OS, CPU, RAM, Python, packages, GPUs, container and source revision, as JSON.
 
-    Holds no user name, host name, home path or environment variable.
+    Holds no user name, host name, home path or environment variable; a GPU is a pseudonym.
     """
     gpus = gpu_facts()
     return {
-        "os": f"{platform.system()} {platform.release()}",
+        "os": f"{platform.system()} {bare_release(platform.release())}",
         "os_name": _os_name(),
         "machine": platform.machine(),
         "cpu": cpu_name(),
@@ -116,7 +117,7 @@ def _gpu(nvml: Any, index: int) -> dict[str, Any]:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     readings: dict[str, Callable[[], Any]] = {
         "name": lambda: _text(nvml.nvmlDeviceGetName(handle)),
-        "uuid": lambda: _text(nvml.nvmlDeviceGetUUID(handle)),
+        "uuid": lambda: pseudonym(_text(nvml.nvmlDeviceGetUUID(handle))),
         "memory_bytes": lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
         "compute_capability": lambda: ".".join(
             str(part) for part in nvml.nvmlDeviceGetCudaComputeCapability(handle)

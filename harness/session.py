@@ -28,6 +28,7 @@ from harness.gates import (
 from harness.launch import RunningEngine
 from harness.launch.liveness import is_there
 from harness.observation import Exchange, Finding, Json, Observation
+from harness.pseudonyms import without_home
 from harness.trace import Collected
 from harness.under_test import EngineUnderTest
 
@@ -144,7 +145,7 @@ class GateSession:
     def engine_log(self, name: str, lines: Sequence[str]) -> None:
         """Keep what an engine printed."""
         if self.bundle is not None:
-            self.part.engine_log(f"{self.worker}.{name}", lines)
+            self.part.engine_log(f"{self.worker}.{name}", without_home(list(lines)))
 
     def seed(self, **fields: Json) -> None:
         """Keep a challenge that was drawn."""
@@ -176,7 +177,7 @@ class GateSession:
     def phase(self, item: Collected, outcome: str, message: str) -> None:
         """One of setup, call, teardown ended otherwise than by passing."""
         if self.outcomes.get(item.nodeid, ("passed", ""))[0] != "failed":
-            self.outcomes[item.nodeid] = (outcome, message[:2000])
+            self.outcomes[item.nodeid] = (outcome, without_home(message)[:2000])
 
     def _attempt(self, item: Collected) -> dict[str, Json]:
         return {
@@ -189,6 +190,7 @@ class GateSession:
     def observe(self, item: Collected, named: Mapping[str, Any]) -> list[tuple[str, Finding]]:
         """Write one observation for each check of the test; returns what their judges find."""
         exchanges, facts = sort_arguments(named)
+        facts = without_home(facts)
         found = []
         for check in self.checks_of(item):
             self._observed[check.id, item.test] += 1

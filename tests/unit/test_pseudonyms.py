@@ -1,0 +1,51 @@
+"""Evidence names no machine, no device and no user."""
+
+import platform
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.environment import environment_snapshot
+from harness.pseudonyms import bare_release, pseudonym, without_home
+
+
+def test_a_pseudonym_tells_devices_apart_and_names_none() -> None:
+    assert pseudonym("GPU-1") == pseudonym("GPU-1") != pseudonym("GPU-2")
+    assert "GPU-1" not in pseudonym("GPU-1")
+
+
+@pytest.mark.parametrize(
+    ("release", "bare"),
+    [("6.18.44-fc-v1-gpu", "6.18.44"), ("5.15.0", "5.15.0"), ("custom", "unknown")],
+)
+def test_a_release_keeps_its_numbers_alone(release: str, bare: str) -> None:
+    assert bare_release(release) == bare
+
+
+def test_the_home_folder_is_a_tilde_wherever_it_stands() -> None:
+    said = {"/home/a/x": ["in /home/a/y: no", 3, None], "b": "/home/ab/c", "c": "/home/a"}
+    got = without_home(said, "/home/a")
+    assert got == {"~/x": ["in ~/y: no", 3, None], "b": "/home/ab/c", "c": "~"}
+    assert without_home("/etc", "/") == "/etc"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=9,
+)
+
+
+@given(json_values)
+def test_what_holds_no_home_stays_as_it_is(value: object) -> None:
+    assert without_home(value, "/home/nobody-here") == value
+
+
+def test_the_environment_holds_no_identifier() -> None:
+    snapshot = environment_snapshot()
+    assert snapshot["os"] == f"{platform.system()} {bare_release(platform.release())}"
+    for gpu in snapshot["gpus"]:
+        assert gpu["uuid"] is None or gpu["uuid"].startswith("anonymous-")
+    assert str(Path.home()) + "/" not in str(snapshot)
