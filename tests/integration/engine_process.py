@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,6 +70,32 @@ def parse(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 def text_of(events: list[tuple[str, dict[str, Any]]]) -> str:
     return "".join(fields["t"] for name, fields in events if name == "token")
+
+
+class Stream(threading.Thread):
+    """One request that is being read; `text` is what has come so far."""
+
+    def __init__(
+        self, engine: EngineProcess, path: str = "/execute", *, waits: bool = True, **body: Any
+    ) -> None:
+        super().__init__(daemon=True)
+        self._engine, self._path, self._body = engine, path, body
+        self.status, self.text = 0, ""
+        self.start()
+        if waits:
+            wait_until(lambda: self.status)
+
+    def run(self) -> None:
+        with self._engine.client.stream("POST", self._path, json=self._body) as answer:
+            self.status = answer.status_code
+            for piece in answer.iter_text():
+                self.text += piece
+
+    @property
+    def ending(self) -> tuple[str, dict[str, Any]]:
+        """The last event, once there is no more to come."""
+        self.join(60)
+        return parse(self.text)[-1]
 
 
 def patience_s(limit_s: float) -> float:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,6 @@ from engine.tokenizer import Tokenizer
 from tests.integration.engine_process import COMMAND, MODEL, EngineProcess, launched, text_of
 
 pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="the default model is not fetched")
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
-    with launched(tmp_path_factory.mktemp("engine")) as running:
-        yield running
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":

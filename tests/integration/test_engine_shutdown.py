@@ -6,13 +6,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.integration.engine_process import (
     MODEL,
     EngineProcess,
+    Stream,
     launched,
     parse,
     patience_s,
@@ -22,28 +22,6 @@ from tests.integration.engine_process import (
 
 pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="the default model is not fetched")
 LONG = {"prompt": "Count:", "max_tokens": 2048, "temperature": 1.0, "seed": 1}
-
-
-class Stream(threading.Thread):
-    """One /execute that is being read; `text` is what has come so far."""
-
-    def __init__(self, engine: EngineProcess, path: str = "/execute", **body: Any) -> None:
-        super().__init__(daemon=True)
-        self._engine, self._path, self._body = engine, path, body
-        self.status, self.text = 0, ""
-        self.start()
-        wait_until(lambda: self.status)
-
-    def run(self) -> None:
-        with self._engine.client.stream("POST", self._path, json=self._body) as answer:
-            self.status = answer.status_code
-            for piece in answer.iter_text():
-                self.text += piece
-
-    @property
-    def last(self) -> tuple[str, dict[str, Any]]:
-        self.join(patience_s(5.0))
-        return parse(self.text)[-1]
 
 
 def assert_clean_end(engine: EngineProcess) -> None:
@@ -63,7 +41,7 @@ def test_during_prefill_the_job_is_cancelled(tmp_path: Path) -> None:
         job = Stream(engine, job_id="long", **(LONG | {"prompt": "x y z " * 1800}))
         engine.await_event("execute_start")
         assert_clean_end(engine)
-        assert (job.last[0], job.last[1]["code"]) == ("error", "CANCELLED")
+        assert (job.ending[0], job.ending[1]["code"]) == ("error", "CANCELLED")
         assert "event: token" not in job.text
 
 
@@ -72,7 +50,7 @@ def test_during_decode_a_short_job_finishes(tmp_path: Path) -> None:
         job = Stream(engine, job_id="short", **(LONG | {"max_tokens": 16}))
         wait_until(lambda: "event: token" in job.text)
         assert_clean_end(engine)
-        assert job.last[0] == "end"
+        assert job.ending[0] == "end"
 
 
 def test_the_running_job_is_cancelled_after_a_while_and_the_waiting_ones_at_once(
@@ -82,7 +60,7 @@ def test_the_running_job_is_cancelled_after_a_while_and_the_waiting_ones_at_once
         jobs = [Stream(engine, job_id=f"j{index}", **LONG) for index in range(4)]
         wait_until(lambda: "event: token" in jobs[0].text)
         assert_clean_end(engine)
-        told = [(job.last[0], job.last[1].get("code")) for job in jobs]
+        told = [(job.ending[0], job.ending[1].get("code")) for job in jobs]
         assert told[0] in [("error", "CANCELLED"), ("end", None)]
         assert told[1:] == [("error", "CANCELLED")] * 3
         assert all(parse(job.text)[0][0] == "started" for job in jobs)
