@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from harness.checklist import Check, Checklists, Gate, load_checklists, load_gates
+from harness.checklist import ENGINE_KINDS, Check, Checklists, Gate, load_checklists, load_gates
 from harness.judges import JUDGES
 from harness.observation import Finding, Judge, Observation, Verdict
 from harness.outcome import (
@@ -83,11 +83,16 @@ def why_not_applicable(check: Check, context: JudgeContext) -> str:
         return f"about the {check.subject}, not about the engine under test"
     if context.launcher not in check.launchers:
         return f"launcher {context.launcher}"
-    if context.engine_kind not in check.engines:
+    if _api(context.engine_kind) not in check.engines:
         return f"engine kind {context.engine_kind}"
     if not set(check.where) & set(context.rules.places):
         return _OUTSIDE[check.where[0]]
     return ""
+
+
+def _api(kind: str) -> str:
+    """The kind that the checklists know: a third party's API shows what OpenAI's shows."""
+    return kind if kind in ENGINE_KINDS else "openai"
 
 
 _OUTSIDE = {"cuda": "needs a CUDA GPU", "m0": "needs the reference weights"}
@@ -320,13 +325,21 @@ def judge_gate(context: JudgeContext, results: Sequence[CheckResult]) -> GateRes
         profile=context.profile,
         holds=holds,
         certified=holds and not context.areas,
-        title=certificate_title(context, counts),
+        title=certificate_title(context, counts, custom=_custom_calibration(results)),
         counts=counts,
         blockers=blockers,
     )
 
 
-def certificate_title(context: JudgeContext, counts: Mapping[str, int]) -> str:
+def _custom_calibration(results: Sequence[CheckResult]) -> bool:
+    """Whether any judge went by another calibration than the shipped one."""
+    numbers = (test.numbers for result in results for test in result.tests)
+    return any(table.get("custom_calibration") for table in numbers)
+
+
+def certificate_title(
+    context: JudgeContext, counts: Mapping[str, int], *, custom: bool = False
+) -> str:
     """What a certificate of this scope claims, and what it does not."""
     scope = f"Area {' '.join(context.areas)}" if context.areas else f"Gate {context.gate}"
     outside = counts[Verdict.NOT_APPLICABLE]
@@ -339,7 +352,8 @@ def certificate_title(context: JudgeContext, counts: Mapping[str, int]) -> str:
         text += f" {outside} checks need {_MISSING[context.profile]} and were NOT run."
         text += " This is not an M0 certificate."
     notes = [note for note, applies in _title_notes(context, counts) if applies]
-    return " ".join([text, *notes, *context.titles])
+    calibrated = ["Custom calibration."] if custom else []
+    return " ".join([text, *notes, *calibrated, *context.titles])
 
 
 _MISSING = {

@@ -22,14 +22,16 @@ Name = Annotated[str, typer.Argument(help="A registered name.")]
 
 @contextmanager
 def progress_bar(model: Model) -> Iterator[models.Progress]:
-    """A progress bar on standard error, shown from the first byte on."""
+    """A progress bar on standard error, if that is a terminal, shown from the first byte on."""
+    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(model.name, total=model.bytes)
 
         def advance(what: str, done_bytes: int, total_bytes: int) -> None:

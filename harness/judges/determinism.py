@@ -43,7 +43,7 @@ def _same_request(runs: Sequence[Exchange], *ignored: str) -> dict[str, Any]:
     sent = [{k: v for k, v in asked(run).items() if k not in names} for run in runs]
     if any(one != sent[0] for one in sent):
         raise Unseen("the requests themselves differ")
-    jobs = {asked(run).get("job_id") for run in runs}
+    jobs = {asked(run).get("job_id", run.sent_ns) for run in runs}
     need(len(jobs) == len(runs), "a job_id stands twice")
     return sent[0]
 
@@ -198,7 +198,7 @@ def control(observation: Observation, limits: Limits) -> Finding:
     sent = _same_request(runs, "seed")
     if sent["temperature"] != 1.0:
         raise Unseen("the control is about temperature 1")
-    seeds = {request(run)["seed"] for run in runs}
+    seeds = {asked(run)["seed"] for run in runs}
     need(len(seeds) == len(runs) >= 4, f"{len(seeds)} seeds in {len(runs)} runs, wanted 4 or more")
     outcomes = {tuple(finished(run).said) for run in runs}
     need(len(outcomes) == len(runs), f"{len(runs)} seeds gave only {len(outcomes)} completions")

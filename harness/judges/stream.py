@@ -116,7 +116,7 @@ def same_requests(seen: Sequence[Exchange], what: str, *ignored: str) -> Mapping
     names = {"job_id", *ignored}
     sent = [{k: v for k, v in asked(one).items() if k not in names} for one in seen]
     need(all(one == sent[0] for one in sent), f"{what}: the requests themselves differ")
-    jobs = [asked(one).get("job_id") for one in seen]
+    jobs = [asked(one).get("job_id", one.sent_ns) for one in seen]
     need(len(set(jobs)) == len(jobs), f"{what}: a job_id stands twice")
     return sent[0]
 

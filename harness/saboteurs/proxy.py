@@ -31,6 +31,7 @@ Body = dict[str, Any]
 READY_TIMEOUT_S = 120.0
 PATIENCE_S = 600.0
 HOP_HEADERS = frozenset({"content-length", "transfer-encoding", "connection", "host"})
+OPENAI_PATHS = ("/v1/completions", "/v1/chat/completions")
 METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]
 
 
@@ -91,6 +92,13 @@ class Saboteur:
             return Response(content, answer.status_code, kept)
         stream = self._encoded(body, answer)
         return StreamingResponse(stream, 200, kept)
+
+    async def stream_openai(self, path: str, body: Body, headers: dict[str, str]) -> Response:
+        """Serve one streamed completion of the OpenAI routes, asked for by `request`'s rule."""
+        passed_on = _as_openai(await self.request(_as_native(body)))
+        sent = self.upstream.build_request("POST", path, json=passed_on, headers=headers)
+        answer = await self.upstream.send(sent, stream=True)
+        return StreamingResponse(_raw(answer), answer.status_code, _kept(answer.headers))
 
     async def _encoded(self, body: Body, answer: httpx.Response) -> AsyncIterator[bytes]:
         async with aclosing(_decoded(answer)) as decoded:
@@ -168,6 +176,8 @@ class Saboteur:
         body = _json_object(content)
         if request.method == "POST" and path == "/execute" and body is not None:
             return await self.execute(body, headers)
+        if path in OPENAI_PATHS and body is not None and body.get("stream") is True:
+            return await self.stream_openai(path, body, headers)
         if path == "/cancel" and body is not None and not await self.cancel(body):
             return Response(b'{"status":"cancelling"}', 202, {"content-type": "application/json"})
         answer = await self.upstream.request(
@@ -198,6 +208,28 @@ def _json_object(content: bytes) -> Body | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _as_native(body: Body) -> Body:
+    """The request with its prompt by the name that the native API has for it."""
+    ids = body.get("prompt")
+    if not isinstance(ids, list):
+        return dict(body)
+    return {**{k: v for k, v in body.items() if k != "prompt"}, "prompt_ids": ids}
+
+
+def _as_openai(body: Body) -> Body:
+    """The request with token ids as the OpenAI API takes them."""
+    ids = {"prompt": body["prompt_ids"]} if "prompt_ids" in body else {}
+    return {**{k: v for k, v in body.items() if k != "prompt_ids"}, **ids}
+
+
+async def _raw(answer: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in answer.aiter_raw():
+            yield chunk
+    finally:
+        await answer.aclose()
 
 
 async def _decoded(answer: httpx.Response) -> Events:
