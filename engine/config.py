@@ -163,7 +163,20 @@ def _heads(keys: _Keys) -> dict[str, Any]:
             keys.full("attention.value_length"),
             f"the key length {head_dim} wanted, got {value_dim}",
         )
+    if keys.architecture == "gpt2":
+        _require_full_heads(keys, width, (n_heads, n_kv_heads, head_dim))
     return {"width": width, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
+
+
+def _require_full_heads(keys: _Keys, width: int, heads: tuple[int, int, int]) -> None:
+    """GPT-2's fused matrix is three times as wide as the model: queries, keys and values alike."""
+    n_heads, n_kv_heads, head_dim = heads
+    if n_kv_heads != n_heads:
+        key, wanted = keys.full("attention.head_count_kv"), f"the {n_heads} heads"
+        raise keys.error(key, f"{wanted} wanted, got {n_kv_heads}")
+    if n_heads * head_dim != width:
+        key, wanted = keys.full("attention.key_length"), f"{width} / {n_heads} heads"
+        raise keys.error(key, f"{wanted} wanted, got {head_dim}")
 
 
 def _norm_eps(keys: _Keys) -> float:

@@ -57,6 +57,7 @@ class _Forward(ABC):
         h = self.norm(x, "output_norm")
         output = self.weights.head(c.vocab_size, c.width)
         logits = build.emit(Linear(build.value(c.vocab_size), h, output))  # [rows, vocab]
+        self.weights.require_all_read(c.architecture)
         kv = KvShape(c.n_layers, c.n_kv_heads, c.head_dim)
         return Program(body, build.take(), build.widths, x, logits, kv)
 

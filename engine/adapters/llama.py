@@ -44,7 +44,8 @@ class _Forward:
         self.config = config
         self.weights = weights
         self.build = Builder()
-        self.frequencies = inverse_frequencies(config)
+        divisors = weights.factors("rope_freqs.weight", config.rope_dims // 2)
+        self.frequencies = inverse_frequencies(config, divisors)
 
     def program(self) -> Program:
         config, build = self.config, self.build
@@ -59,6 +60,7 @@ class _Forward:
         h = self.norm(x, "output_norm.weight")
         output = self.weights.head(config.vocab_size, config.width)
         logits = build.emit(Linear(build.value(config.vocab_size), h, output))  # [rows, vocab]
+        self.weights.require_all_read(config.architecture)
         kv = KvShape(config.n_layers, config.n_kv_heads, config.head_dim)
         return Program(body, build.take(), build.widths, x, logits, kv)
 

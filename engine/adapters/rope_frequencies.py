@@ -1,12 +1,17 @@
 """Inverse frequencies of rotary position embedding, with linear and YaRN scaling."""
 
 import math
+from collections.abc import Sequence
 
 from engine.config import ModelConfig, RopeScaling
 
 
-def inverse_frequencies(config: ModelConfig) -> tuple[float, ...]:
+def inverse_frequencies(
+    config: ModelConfig, divisors: Sequence[float] | None = None
+) -> tuple[float, ...]:
     """Radians a position for each rotated pair: base^(-2i / rope_dims), scaled.
+
+    `divisors`, one a pair, are what Llama 3.1 and later divide the frequencies by.
 
     YaRN (Peng et al., 2023, arXiv 2309.00071, section 3.2): pairs that turn more than beta_fast
     times within the original context keep their frequency, those that turn less than beta_slow
@@ -14,6 +19,8 @@ def inverse_frequencies(config: ModelConfig) -> tuple[float, ...]:
     """
     dims, base = config.rope_dims, config.rope_base
     plain = [base ** (-2 * i / dims) for i in range(dims // 2)]
+    if divisors is not None:
+        plain = [f / divisor for f, divisor in zip(plain, divisors, strict=True)]
     scaling = config.rope_scaling
     if scaling is None:
         return tuple(plain)

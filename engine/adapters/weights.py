@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from engine.errors import ModelLoadError
 from engine.gguf import Tensor
 
@@ -11,6 +13,7 @@ class Weights:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
+        self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -22,6 +25,7 @@ class Weights:
             raise ModelLoadError(f"tensor {name!r}: shape {shape} wanted, the file has no such one")
         if tensor.shape != shape:
             raise ModelLoadError(f"tensor {name!r}: shape {shape} wanted, got {tensor.shape}")
+        self._read.add(name)
         return name
 
     def vector(self, name: str, *shape: int) -> str:
@@ -36,6 +40,28 @@ class Weights:
     def optional_vector(self, name: str, *shape: int) -> str | None:
         """As `vector`, or None where the file has no such tensor."""
         return self.vector(name, *shape) if name in self else None
+
+    def factors(self, name: str, count: int) -> tuple[float, ...]:
+        """The numbers of a vector, finite and above 0; ones where the file has no such tensor."""
+        if name not in self:
+            return (1.0,) * count
+        numbers = self._tensors[self.vector(name, count)].dequantize()
+        bad = ~((numbers > 0) & np.isfinite(numbers))
+        if bad.any():
+            at = int(bad.argmax())
+            raise ModelLoadError(
+                f"tensor {name!r}: number {at} is {numbers[at]}, a finite one above 0 wanted"
+            )
+        return tuple(numbers.tolist())
+
+    def require_all_read(self, architecture: str) -> None:
+        """Refuse a file with a tensor that no equation asked for: its model is another one."""
+        for name in self._tensors:
+            if name not in self._read:
+                raise ModelLoadError(
+                    f"tensor {name!r}: a tensor of the {architecture} model wanted, "
+                    "got one that it does not have"
+                )
 
     def head(self, vocab_size: int, width: int) -> str:
         """The output matrix, the embedding table where the file ties both."""

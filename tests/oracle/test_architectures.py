@@ -23,6 +23,7 @@ CASES = {
     "llama": Shape("llama"),
     "llama-mha-80": Shape("llama", n_heads=3, n_kv_heads=3, head_dim=80),
     "llama-group-3-64": Shape("llama", n_heads=9, n_kv_heads=3, head_dim=64),
+    "llama-3.1-rope": Shape("llama", head_dim=64, original_context=64, rope_type="llama3"),
     "qwen2-group-7-64": Shape("qwen2", n_heads=7, n_kv_heads=1, head_dim=64),
     "qwen2-128": Shape("qwen2", n_heads=4, n_kv_heads=2, head_dim=128),
     "phi3-96": Shape("phi3", n_heads=2, n_kv_heads=2, head_dim=96),

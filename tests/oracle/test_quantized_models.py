@@ -21,7 +21,7 @@ N_POSITIONS = 100
 QWEN2 = Shape("qwen2", n_heads=4, n_kv_heads=2, head_dim=64, ffn_width=512)
 GPT_OSS = Shape("gpt-oss", n_heads=4, n_kv_heads=2, head_dim=64, ffn_width=256, window=32)
 CASES = [(QWEN2, kind) for kind in BLOCK_FORMATS if kind != "F32"]
-CASES += [(GPT_OSS, "MXFP4"), (GPT_OSS, "Q8_0"), (GPT_OSS, "Q4_K")]
+CASES += [(GPT_OSS, kind) for kind in ("MXFP4", "F16", "BF16", "Q8_0", "Q4_K")]
 
 
 @pytest.mark.parametrize(

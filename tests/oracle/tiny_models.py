@@ -33,6 +33,7 @@ class Shape:
     context_length: int = 512
     window: int | None = None
     original_context: int = 512
+    rope_type: str = "default"
 
     @property
     def width(self) -> int:
@@ -61,8 +62,14 @@ def _default_rope(base: float) -> dict[str, Any]:
 
 
 def _llama(shape: Shape) -> Any:
+    rope = _default_rope(1e4)
+    if shape.rope_type == "llama3":
+        rope["rope_parameters"] |= {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": shape.original_context,
+        }  # fmt: skip
     return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**_common(shape), **_default_rope(1e4), head_dim=shape.head_dim)
+        transformers.LlamaConfig(**_common(shape), **rope, head_dim=shape.head_dim)
     )
 
 
@@ -242,6 +249,10 @@ def write(
             writer.add_tensor(name, np.ascontiguousarray(blocks[name]), raw_dtype=kind_id)
         else:
             writer.add_tensor(name, np.ascontiguousarray(weight, np.float32))
+    if shape.rope_type == "llama3":
+        pairs = np.arange(0, shape.head_dim, 2) / shape.head_dim
+        slowed = model.model.rotary_emb.inv_freq.numpy()
+        writer.add_tensor("rope_freqs.weight", (1e4**-pairs / slowed).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

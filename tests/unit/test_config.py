@@ -67,6 +67,7 @@ WRONG = [
     ("gpt-oss", "expert_count", 0), ("gpt-oss", "expert_used_count", 5),
     ("gpt-oss", "expert_used_count", 0), ("gpt-oss", "attention.value_length", 8),
     ("gpt-oss", "rope.scaling.factor", 0.5), ("gpt-oss", "rope.scaling.attn_factor", 2.0),
+    ("gpt2", "attention.head_count_kv", 2), ("gpt2", "attention.key_length", 4096),
     ("llama", "attention.head_count", True), ("llama", "attention.head_count", [4, 4]),
 ]  # fmt: skip
 
@@ -76,10 +77,18 @@ def test_wrong_values_are_refused_by_key(
     architecture: str, key: str, value: Any, tmp_path: Path
 ) -> None:
     keys = (GPT_OSS if architecture == "gpt-oss" else KEYS) | {key: value}
+    if architecture == "gpt2":
+        keys = (
+            KEYS
+            | {"attention.layer_norm_epsilon": 1e-5, "attention.head_count_kv": 4}
+            | {key: value}
+        )
     with pytest.raises(ModelLoadError) as caught:
         config(tmp_path, architecture, keys)
     assert f"{architecture}.{key}" in str(caught.value)
     assert "wanted" in str(caught.value) or "supported" in str(caught.value)
+    assert ", got " in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_token_list_must_fit_the_vocabulary(tmp_path: Path) -> None:
