@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -80,16 +81,26 @@ class Stream(threading.Thread):
     ) -> None:
         super().__init__(daemon=True)
         self._engine, self._path, self._body = engine, path, body
+        self.job_id = body.get("job_id", "")
         self.status, self.text = 0, ""
         self.start()
         if waits:
             wait_until(lambda: self.status)
 
     def run(self) -> None:
-        with self._engine.client.stream("POST", self._path, json=self._body) as answer:
+        with (
+            contextlib.suppress(httpx.TransportError),
+            self._engine.client.stream("POST", self._path, json=self._body) as answer,
+        ):
+            self._socket = answer.extensions["network_stream"].get_extra_info("socket")
             self.status = answer.status_code
             for piece in answer.iter_text():
                 self.text += piece
+
+    def leave(self) -> None:
+        """Close the connection though there is more to come."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self.join(60)
 
     @property
     def ending(self) -> tuple[str, dict[str, Any]]:
