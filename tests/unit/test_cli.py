@@ -111,6 +111,35 @@ def test_certify_exit_codes_of_usage_and_harness_errors(
     assert run_certify(GateProject(pytester), *arguments).ret == code
 
 
+def test_certify_of_an_interrupted_run_is_130(pytester: pytest.Pytester) -> None:
+    project = GateProject(pytester)
+    interrupting = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    project.suite(SUITE.replace('observe(seen="two")', interrupting))
+    result = run_certify(project)
+    assert result.ret == 130
+    result.stdout.fnmatch_lines(["✓ G1-ONE*", "NOT CERTIFIED*"])
+
+
+@pytest.mark.parametrize("gpus", [[], [{"index": 0, "name": "H200", "memory_bytes": 141 << 30}]])
+def test_doctor_says_of_each_profile_whether_it_can_be_certified(
+    monkeypatch: pytest.MonkeyPatch, gpus: list[dict[str, object]]
+) -> None:
+    monkeypatch.setattr("harness.environment.gpu_facts", lambda: {"gpus": gpus})
+    output = CliRunner().invoke(app, ["doctor"]).output
+    said = {line.split(":")[0]: line for line in output.splitlines() if line.startswith("profile")}
+    assert set(said) == {"profile cpu", "profile gpu", "profile m0"}
+    assert ("cannot" not in said["profile gpu"]) == bool(gpus)
+    assert "reference weights" in said["profile m0"]
+
+
+def test_config_shows_what_the_environment_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAIKUGATE_PROOF_DIR", "/elsewhere")
+    output = CliRunner().invoke(app, ["config"]).output
+    rows = dict(line.split(maxsplit=1) for line in output.splitlines())
+    assert rows["HAIKUGATE_PROOF_DIR"] == "/elsewhere"
+    assert "ephemeral" in rows["HAIKUGATE_SIGNING_KEY"]
+
+
 def test_certify_without_suites_is_a_usage_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
