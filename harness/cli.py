@@ -67,6 +67,7 @@ def config() -> None:
 
 def _assemble() -> None:
     from harness import bundle_commands, key_commands, model_commands
+    from harness.calibrate_command import calibrate
     from harness.certify import certify, option_lines
     from harness.doctor import doctor
     from harness.gate_commands import app as gates
@@ -75,7 +76,8 @@ def _assemble() -> None:
 
     passing_on = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command(context_settings=passing_on, epilog=option_lines())(certify)
-    for command in (bundle_commands.verify, bundle_commands.report, run, selftest, doctor):
+    shown = (bundle_commands.verify, bundle_commands.report)
+    for command in (*shown, run, selftest, calibrate, doctor):
         app.command()(command)
     app.add_typer(model_commands.app, name="models")
     app.add_typer(key_commands.app, name="keys")

@@ -3,6 +3,7 @@
 HaikugateError                exit code 3 (harness error) unless said otherwise
 ├── UsageError                a wrong option or configuration (exit code 2)
 ├── ChecklistError            a checklist, requirement or mark that does not fit
+├── CalibrationError          a calibration file that cannot be used
 ├── ModelFileError            a model that cannot be fetched, found or trusted
 ├── LaunchError               the engine under test did not start or is gone
 ├── ProtocolError             bytes from the engine that no rule of its protocol allows
@@ -28,6 +29,10 @@ class UsageError(HaikugateError):
 
 class ChecklistError(HaikugateError):
     """A checklist, a requirement or a test's mark that does not fit the others."""
+
+
+class CalibrationError(HaikugateError):
+    """A calibration file that cannot be used."""
 
 
 class ModelFileError(HaikugateError):

@@ -44,6 +44,10 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("--gpus", {"default": "", "metavar": "LIST", "help": "GPU indices, worker i gets i mod n"}),
     ("--nonce", {"default": None, "help": "a reviewer's nonce (random if omitted)"}),
+    (
+        "--calibration",
+        {"default": None, "metavar": "FILE", "help": "another calibration than the shipped one"},
+    ),
     ("--waivers", {"default": None, "metavar": "FILE", "help": "signed waiver file"}),
     ("--gate-bundles", {"default": None, "metavar": "DIR", "help": "bundles of lower gates"}),
     (
@@ -169,6 +173,17 @@ def vocabulary(pytestconfig: pytest.Config) -> "Vocabulary | None":
 def nonce(pytestconfig: pytest.Config) -> str:
     """The run's nonce, from which challenges are made."""
     return _session(pytestconfig).nonce.value
+
+
+@pytest.fixture(scope="session")
+def calibration(pytestconfig: pytest.Config) -> str | None:
+    """The text of the calibration file given, which judges then use; None: the shipped one."""
+    given = pytestconfig.getoption("haikugate_calibration")
+    if given is None:
+        return None
+    from harness.calibration import given_calibration
+
+    return given_calibration(Path(given))
 
 
 @pytest.fixture(scope="session")

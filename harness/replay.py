@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.bundle_reader import BundleReader
+from harness.calibration import shipped_calibration
 from harness.clients import EngineClient
 from harness.errors import BundleError, HaikugateError, ModelFileError
 from harness.judges.rule import Broken, Unseen, request
@@ -21,8 +22,6 @@ from harness.rescore import first_difference
 from harness.timings import exchange_files
 
 MAX_STREAMS = 200
-MARGIN_LOGITS = 0.05
-"""As G4-GENUINE-RESCORE allows between two devices."""
 ALTERNATIVES = 20
 
 
@@ -76,7 +75,7 @@ def check_recording(recorded: Recording, client: EngineClient) -> bool:
         return True
     if asked.get("temperature") == 0 and parts_at < len(emitted):
         again = read_stream(client.execute(**{**asked, "logprobs": ALTERNATIVES}))
-        if _margin(again, parts_at, emitted[parts_at]) <= MARGIN_LOGITS:
+        if _margin(again, parts_at, emitted[parts_at]) <= shipped_calibration().widest_margin:
             return False
     raise BundleError(f"{recorded.path}: token {parts_at} is not what the reference engine says")
 

@@ -11,6 +11,9 @@ from harness.observation import Json
 WRONG_SAMPLER_EXACT_RATE: Final = 0.999
 """Greedy tokens this often exact exonerate model and weights: what parts is the sampler."""
 
+SCORED: Final = ("greedy", "long")
+"""The kinds of requests whose greedy tokens the reference scores: plain text, ids known."""
+
 CLOSE_EXACT_RATE: Final = 0.85
 """Above it the weights are those of the model, only coarser or differently computed."""
 
@@ -77,14 +80,19 @@ def likely_cause(wrong: AbstractSet[str], asked: AbstractSet[str], fit: GreedyFi
     `wrong` are the kinds of requests that part from the replay, of the kinds `asked`; `fit` is that
     of all greedy tokens.
     """
+    only = next((cause for kinds, cause in _CAUSES if wrong and wrong <= kinds), "")
+    if only and asked - wrong:
+        return only
     if fit.exact_rate >= WRONG_SAMPLER_EXACT_RATE:
-        if wrong and wrong <= {"long"}:
-            return "truncated context"
-        if wrong and wrong <= {"chat"}:
-            return "wrong chat template or BOS"
         return "wrong sampler" if wrong else "logprobs of another distribution"
-    if wrong == {"long"} and len(asked) > 1:
-        return "truncated context or KV precision"
     if fit.exact_rate >= CLOSE_EXACT_RATE:
         return "other quantization or KV precision"
     return "other model"
+
+
+_CAUSES: Final = (
+    (frozenset({"sampled", "logprobs"}), "wrong sampler"),
+    (frozenset({"chat"}), "wrong chat template or BOS"),
+    (frozenset({"long"}), "truncated context or KV precision"),
+)
+"""Where requests of these kinds part alone, and others do not, the model itself is right."""

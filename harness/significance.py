@@ -46,6 +46,18 @@ def rate_upper_bound(hits: int, n: int, confidence: float = 0.95) -> float:
     low, high = hits / n, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        at_most = 1 - binomial_tail_p(hits + 1, n, middle)
-        low, high = (middle, high) if at_most > 1 - confidence else (low, middle)
+        above = _at_most_p(hits, n, middle) > 1 - confidence
+        low, high = (middle, high) if above else (low, middle)
     return high
+
+
+def _at_most_p(hits: int, n: int, rate: float) -> float:
+    """P(at most `hits` of n), each term by its logarithm: n may be a million."""
+    if rate >= 1.0:
+        return 0.0
+    hit, miss = math.log(rate), math.log1p(-rate)
+    ways = math.lgamma(n + 1)
+    return math.fsum(
+        math.exp(ways - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * hit + (n - k) * miss)
+        for k in range(hits + 1)
+    )

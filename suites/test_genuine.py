@@ -7,14 +7,14 @@ no request can be told from a client's by what it asks.
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.bandwidth import memory_bandwidth_bytes_per_s
-from harness.challenge import Challenge, conversation, opening, paragraph, sampled
+from harness.challenge import Challenge, opening, paragraph
 from harness.clients import EngineClient
 from harness.clients.native import NativeClient
 from harness.judges.completion import Stream, spelled_ids
@@ -25,6 +25,7 @@ from harness.manifest import digest_file
 from harness.observation import Exchange, Json, Observe
 from harness.profiles import Profile
 from harness.reference import client_like, reference_engine
+from harness.rescoring import Rescoring, mixed, replies
 from harness.timings import token_text
 from harness.vocabulary import Vocabulary
 
@@ -55,51 +56,35 @@ def greedy(draw: random.Random, max_tokens: int) -> dict[str, Any]:
     return {"prompt": opening(draw), "max_tokens": max_tokens, "temperature": 0.0}
 
 
-def _mixed(draw: random.Random, kind: str) -> dict[str, Any]:
-    max_tokens = draw.randint(16, 48)
-    kinds: dict[str, dict[str, Any]] = {
-        "greedy": {"prompt": opening(draw), "temperature": 0.0, "seed": draw.getrandbits(63)},
-        "logprobs": {"prompt": opening(draw), "logprobs": draw.randint(1, 5), **sampled(draw)},
-        "sampled": {"prompt": opening(draw), **sampled(draw)},
-        "chat": {"messages": conversation(draw), "temperature": 0.0, "seed": draw.getrandbits(63)},
-        "long": {"prompt": paragraph(draw, 24), "temperature": 0.0, "seed": draw.getrandbits(63)},
-    }
-    return {**kinds[kind], "max_tokens": max_tokens}
-
-
 @pytest.mark.check("G4-GENUINE-RESCORE", "G4-GENUINE-LATE", "G4-GENUINE-PROCESS")
 def test_reference_accepts_every_token(
-    launch_engine: LaunchEngine, profile: Profile, nonce: str, observe: Observe
+    launch_engine: LaunchEngine,
+    profile: Profile,
+    nonce: str,
+    calibration: str | None,
+    observe: Observe,
 ) -> None:
-    draw = Challenge(nonce, "G4-GENUINE-RESCORE").draw()
-    kinds = ["greedy", "sampled", "logprobs", "chat", "long"] * 6
-    draw.shuffle(kinds)
+    asked = Rescoring.drawn(nonce)
     engine = launch_engine()
     client, before = engine.client, engine.process_facts()
-    requests = [_mixed(draw, kind) for kind in kinds]
+    requests = asked.requests
     early = [client.execute(**request) for request in requests[:EARLY]]
     jobs = [*early, *_spread(client, requests[EARLY:], BETWEEN_S)]
     late = [client.execute(**request) for request in requests[:EARLY]]
     after = engine.process_facts()
     engine.stop()
     with reference_engine(engine.model_path, *profile.device_args) as reference:
-        asking = client_like(client, reference)
-        replays = [asking.execute(**request) for request in requests]
-        scored = zip(kinds, requests, jobs, strict=True) if is_native(engine) else ()
-        scores = [
-            reference.client.score(prompt_ids(reference, request["prompt"])[1], ids_of(job))
-            for kind, request, job in scored
-            if kind in ("greedy", "long")
-        ]
+        told = replies(reference.client, client_like(client, reference), asked, jobs)
         health = reference.client.health()
     observe(
-        **({"scores": scores} if scores else {}),
+        **({"scores": told.scores} if told.scores else {}),
+        **({"calibration": calibration} if calibration else {}),
         jobs=jobs,
-        replays=replays,
+        replays=told.replays,
         early=early,
         late=late,
         reference_health=health,
-        kinds=kinds,
+        kinds=asked.kinds,
         model_sha256=engine.model_sha256,
         before=before,
         after=after,
@@ -107,7 +92,7 @@ def test_reference_accepts_every_token(
 
 
 def _spread(
-    client: EngineClient, requests: Sequence[dict[str, Any]], duration_s: float
+    client: EngineClient, requests: Sequence[Mapping[str, Any]], duration_s: float
 ) -> list[Exchange]:
     """The requests one after the other, as an ordinary client sends them over at least so long."""
     started, jobs = time.monotonic(), []
@@ -237,7 +222,7 @@ def test_tokens_are_counted_alike(
     draw = Challenge(nonce, "G4-GENUINE-COUNT").draw()
     engine = launch_engine()
     client = engine.client
-    requests = [_mixed(draw, draw.choice(("greedy", "sampled"))) for _ in range(8)]
+    requests = [mixed(draw, draw.choice(("greedy", "sampled"))) for _ in range(8)]
     beyond = "🙂 日本語 🏳️‍🌈 नमस्ते"
     requests.append({"prompt": beyond, "max_tokens": 32, "temperature": 1.2, "seed": 3})
     if not is_native(engine):

@@ -123,17 +123,24 @@ def test_characters_split_over_tokens(
 @pytest.mark.check("G4-HAIKU")
 @every_model
 def test_haiku_of_reference(
-    name: str, launch_reference: LaunchEngine, nonce: str, observe: Observe
+    name: str, launch_reference: LaunchEngine, profile: Profile, nonce: str, observe: Observe
 ) -> None:
-    test_haiku.test_haiku(launch_reference, nonce, observe)
+    device = profile.device_args
+    test_haiku.write(launch_reference, nonce, observe, chat=True, reference_args=device)
 
 
 @pytest.mark.check("G4-GENUINE-RESCORE")
 @every_model
 def test_reference_accepts_every_token(
-    name: str, launch_reference: LaunchEngine, profile: Profile, nonce: str, observe: Observe
+    name: str,
+    launch_reference: LaunchEngine,
+    profile: Profile,
+    nonce: str,
+    calibration: str | None,
+    observe: Observe,
 ) -> None:
-    test_genuine.test_reference_accepts_every_token(launch_reference, profile, nonce, observe)
+    told = (launch_reference, profile, nonce, calibration, observe)
+    test_genuine.test_reference_accepts_every_token(*told)
 
 
 @pytest.mark.check("G4-PERF-BASELINE", "G4-PERF-TTFT", "G4-PERF-ITL", "G4-PERF-RATE")

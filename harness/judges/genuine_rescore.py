@@ -4,6 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from harness.calibration import (
+    Calibration,
+    Evidence,
+    Pairing,
+    Replay,
+    parse_calibration,
+    shipped_calibration,
+)
+from harness.errors import CalibrationError
 from harness.judges.rule import (
     Unseen,
     body,
@@ -18,11 +27,17 @@ from harness.judges.rule import (
 )
 from harness.judges.stream import Stream, asked, finished, is_native, parts_at
 from harness.observation import Exchange, Finding, Json, Judge, Limits, Observation
-from harness.rescore import GreedyFit, greedy_fit, likely_cause, read_scores
+from harness.rescore import (
+    SCORED,
+    GreedyFit,
+    Score,
+    greedy_fit,
+    likely_cause,
+    read_scores,
+)
 
 NOT_COMPARED: Final = ("job_id", "cache_prompt")
-SCORED_KINDS: Final = ("greedy", "long")
-GREEDY_KINDS: Final = (*SCORED_KINDS, "chat")
+GREEDY_KINDS: Final = (*SCORED, "chat")
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,7 @@ class _Pair:
     native: bool
     emitted: Stream
     replayed: Stream
-    logprob_gap: float
+    logprob_gaps: Sequence[float]
 
     @property
     def parts_at(self) -> int | None:
@@ -44,107 +59,137 @@ class _Pair:
         """Whether the reference must say the same: another API leaves the draws to the engine."""
         return self.native or self.kind in GREEDY_KINDS
 
+    def replay(self) -> Replay:
+        at = self.parts_at
+        return Replay(self.kind, self.emitted.tokens_out if at is None else at, at is not None)
+
 
 @judge
 def rescore(observation: Observation, limits: Limits) -> Finding:
     """The reference replays each request token for token and accepts each greedy token."""
     _same_model(observation)
+    calibration, pairing = _calibrated(observation)
     pairs = _pairs(observation)
-    fits = _greedy_fits(observation, pairs)
+    seen = _evidence(observation, pairs)
+    objections = list(pairing.objections(seen))
+    wrong = {replay.kind for replay in seen.replays if replay.parted}
+    cause = likely_cause(wrong, {pair.kind for pair in pairs}, _fit(seen, pairs))
+    need(not objections, f"{'; '.join(objections)}; likely cause: {cause}")
+    if len(pairs) < len(fact(observation, "kinds")):
+        raise Unseen(f"only {len(pairs)} requests were replayed, and nothing is wrong with them")
     tokens = sum(pair.emitted.tokens_out for pair in pairs)
-    need(
-        tokens >= limit(limits, "min_tokens"),
-        f"only {tokens} tokens were emitted, wanted {limit(limits, 'min_tokens'):.0f}",
-    )
-    overall = GreedyFit(
-        sum(fit.tokens for fit in fits),
-        sum(fit.exact for fit in fits),
-        max((fit.worst_margin for fit in fits), default=0.0),
-    )
-    wrong = [pair for pair in pairs if pair.comparable and pair.parts_at is not None]
-    cause = likely_cause({p.kind for p in wrong}, {p.kind for p in pairs}, overall)
-    bound = limit(limits, "margin_logits")
-    need(
-        overall.worst_margin <= bound,
-        f"a greedy token lies {overall.worst_margin:.3g} logits below the reference's choice, "
-        f"wanted at most {bound}; likely cause: {cause}",
-    )
-    need(
-        not wrong,
-        f"{len(wrong)} of {len(pairs)} requests part from the reference's replay, the first "
-        f"({wrong[0].kind if wrong else ''}) at token {wrong[0].parts_at if wrong else 0}; "
-        f"likely cause: {cause}",
-    )
-    gap = max((pair.logprob_gap for pair in pairs), default=0.0)
-    need(gap <= bound, f"a reported logprob is {gap:.3g} off the reference's, at most {bound}")
+    least = limit(limits, "min_tokens")
+    need(tokens >= least, f"only {tokens} tokens were emitted, wanted {least:.0f}")
     return passed(
         f"{tokens} tokens of {len(pairs)} requests accepted",
         tokens=tokens,
         requests=len(pairs),
-        greedy_exact_rate=overall.exact_rate,
-        worst_margin_logits=overall.worst_margin,
-        worst_logprob_gap=gap,
+        greedy_exact_rate=_fit(seen, pairs).exact_rate,
+        worst_margin_logits=seen.worst_margin,
+        worst_logprob_gap=seen.worst_logprob_gap,
+        logprob_tokens=len(seen.logprob_gaps),
+        pairing=pairing.name,
+        **calibration.label,
     )
+
+
+def evidence(observation: Observation) -> Evidence:
+    """What the reference's replays and scores say of a run, before any threshold."""
+    return _evidence(observation, _pairs(observation))
+
+
+def _evidence(observation: Observation, pairs: Sequence[_Pair]) -> Evidence:
+    gaps = [gap for pair in pairs for gap in pair.logprob_gaps]
+    replays = [pair.replay() for pair in pairs if pair.comparable]
+    return Evidence(_greedy_scores(observation, pairs), replays, gaps)
+
+
+def _calibrated(observation: Observation) -> tuple[Calibration, Pairing]:
+    """The calibration of the run, and in it the honest runs on these kinds of devices.
+
+    The engine's kind is the reference's, which the harness chose to be so, unless a fact tells.
+    """
+    device = str(_reference_health(observation).get("device")).partition(":")[0]
+    tested = observation.facts.get("engine_device", device)
+    given = observation.facts.get("calibration")
+    try:
+        if given is None:
+            found = shipped_calibration()
+        else:
+            found = parse_calibration(str(given).encode(), "the calibration given")
+        return found, found.pairing(f"{tested}/{device}")
+    except CalibrationError as error:
+        raise Unseen(str(error)) from None
+
+
+def _fit(seen: Evidence, pairs: Sequence[_Pair]) -> GreedyFit:
+    """How well greedy tokens fit; without token ids what the reference's own answer shares."""
+    if seen.scores or all(pair.native for pair in pairs):
+        return greedy_fit(seen.scores)
+    tokens = sum(pair.emitted.tokens_out for pair in pairs if pair.kind in SCORED)
+    shared = sum(_shared_tokens(pair) for pair in pairs if pair.kind in SCORED)
+    return GreedyFit(tokens, shared, 0.0)
+
+
+def _shared_tokens(pair: _Pair) -> int:
+    at, said = pair.parts_at, max(1, len(pair.emitted.said))
+    return pair.emitted.tokens_out if at is None else pair.emitted.tokens_out * at // said
+
+
+def _reference_health(observation: Observation) -> Mapping[str, Json]:
+    return body(exchange(observation, "reference_health"))
 
 
 def _same_model(observation: Observation) -> None:
     digest = fact(observation, "model_sha256")
-    got = body(exchange(observation, "reference_health")).get("model_sha256")
+    got = _reference_health(observation).get("model_sha256")
     if got != digest:
         raise Unseen(f"the reference ran model {got}, wanted {digest}: nothing can be compared")
 
 
 def _pairs(observation: Observation) -> list[_Pair]:
+    """Each replayed job with its replay; a replay that saw enough ends before the last job."""
     jobs, replays = exchanges(observation, "jobs"), exchanges(observation, "replays")
     kinds = fact(observation, "kinds")
-    if not isinstance(kinds, list) or not len(jobs) == len(replays) == len(kinds):
+    if not isinstance(kinds, list) or not len(kinds) >= len(jobs) >= len(replays):
         raise Unseen(f"{len(jobs)} jobs, {len(replays)} replays: wanted one replay for each job")
-    return [_pair(k, j, r) for k, j, r in zip(kinds, jobs, replays, strict=True)]
+    return [_pair(k, j, r) for k, j, r in zip(kinds, jobs, replays, strict=False)]
 
 
 def _pair(kind: str, job: Exchange, replay: Exchange) -> _Pair:
     if _compared(job) != _compared(replay):
         raise Unseen("a replay asked the reference for something else than the job did")
     emitted, replayed = finished(job), finished(replay)
-    return _Pair(kind, is_native(job), emitted, replayed, _logprob_gap(emitted, replayed))
+    return _Pair(kind, is_native(job), emitted, replayed, _logprob_gaps(emitted, replayed))
 
 
-def _logprob_gap(emitted: Stream, replayed: Stream) -> float:
-    """The largest difference of the logprobs, up to where the two part: beyond, contexts differ."""
-    worst = 0.0
+def _logprob_gaps(emitted: Stream, replayed: Stream) -> list[float]:
+    """The differences of the logprobs, up to where the two part: beyond, contexts differ."""
+    gaps: list[float] = []
     for ours, theirs in zip(emitted.tokens, replayed.tokens, strict=False):
         if ours.raw["id"] != theirs.raw["id"]:
             break
         if "logprob" in ours.raw and "logprob" in theirs.raw:
-            worst = max(worst, abs(float(ours.raw["logprob"]) - float(theirs.raw["logprob"])))
-    return worst
+            gaps.append(abs(float(ours.raw["logprob"]) - float(theirs.raw["logprob"])))
+    return gaps
 
 
 def _compared(seen: Exchange) -> dict[str, Json]:
     return {k: v for k, v in asked(seen).items() if k not in NOT_COMPARED}
 
 
-def _greedy_fits(observation: Observation, pairs: Sequence[_Pair]) -> list[GreedyFit]:
-    """The fit of each greedy job with plain text: its own tokens, scored by the reference."""
-    greedy = [pair for pair in pairs if pair.kind in SCORED_KINDS]
-    if not all(pair.native for pair in pairs):
-        return [_fit_of_replay(pair) for pair in greedy]
-    scored = exchanges(observation, "scores")
+def _greedy_scores(observation: Observation, pairs: Sequence[_Pair]) -> list[Score]:
+    """The scores of the greedy jobs with plain text: each's own tokens, by the reference."""
+    greedy = [pair for pair in pairs if pair.kind in SCORED and pair.native]
+    scored = exchanges(observation, "scores") if greedy else ()
     if len(scored) != len(greedy):
         raise Unseen(f"{len(scored)} scores for {len(greedy)} greedy jobs")
-    fits = []
+    found: list[Score] = []
     for seen, pair in zip(scored, greedy, strict=True):
         if request(seen).get("completion_ids") != pair.emitted.ids:
             raise Unseen("the scored tokens are not those that the engine emitted")
-        fits.append(greedy_fit(read_scores(body(seen), len(pair.emitted.ids))))
-    return fits
-
-
-def _fit_of_replay(pair: _Pair) -> GreedyFit:
-    """Without token ids there is no score: what the reference's own greedy answer shares counts."""
-    tokens, at = pair.emitted.tokens_out, pair.parts_at
-    shared = 1.0 if at is None else at / max(1, len(pair.emitted.said))
-    return GreedyFit(tokens, int(tokens * shared), 0.0)
+        found += read_scores(body(seen), len(pair.emitted.ids))
+    return found
 
 
 @judge

@@ -1,14 +1,16 @@
 """The re-scoring judges: an honest run passes, each rule can fail."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.calibration import SHIPPED
 from harness.judges import JUDGES
 from harness.observation import Exchange, Finding, Observation, Verdict
 from tests.unit.recorded import events, exchange, run, stream
 
-LIMITS = {"min_tokens": 4, "margin_logits": 0.05}
+LIMITS = {"min_tokens": 4}
 SHA = "a" * 64
 
 
@@ -49,7 +51,7 @@ def rescored(*jobs: Job, **changed: Any) -> Finding:
         "jobs": tuple(answered(job, i, job.emitted, 0) for i, job in pairs),
         "replays": tuple(answered(job, i, job.replayed, 1) for i, job in pairs),
         "scores": tuple(scores(job) for job in jobs if job.kind in ("greedy", "long")),
-        "reference_health": (exchange(answer={"model_sha256": SHA}),),
+        "reference_health": (exchange(answer={"model_sha256": SHA, "device": "cpu"}),),
         **changed.pop("exchanges", {}),
     }
     facts = {"kinds": [job.kind for job in jobs], "model_sha256": SHA, **changed}
@@ -70,7 +72,7 @@ def errs(found: Finding, says: str) -> None:
 
 
 def test_an_honest_run_passes() -> None:
-    logged = Job("logprobs", [7], [7], logprobs=(-1.0, -1.0001))
+    logged = Job("logprobs", [7], [7], logprobs=(-1.0, -1.0))
     found = rescored(GREEDY, SAMPLED, logged)
     assert (found.verdict, found.numbers["tokens"]) == (Verdict.PASS, 6)
 
@@ -89,6 +91,34 @@ def test_a_request_that_parts_from_the_replay_fails_with_its_likely_cause() -> N
 
 def test_a_logprob_that_differs_fails() -> None:
     fails(rescored(GREEDY, Job("logprobs", [7], [7], logprobs=(-0.02, -2.0))), "reported logprob")
+
+
+def test_a_replay_that_saw_enough_may_end_early() -> None:
+    jobs = [Job("sampled", [4, 5], [4, 6]), SAMPLED, GREEDY]
+    first = tuple(answered(jobs[0], 0, jobs[0].replayed, 1) for _ in range(1))
+    cut = {"replays": first, "scores": ()}
+    fails(rescored(*jobs, exchanges=cut), "1 of 1 requests part")
+    same = {"replays": (answered(SAMPLED, 0, [4, 5], 1),), "scores": ()}
+    errs(rescored(SAMPLED, *jobs, exchanges=same), "only 1 requests were replayed")
+
+
+def test_another_calibration_is_used_and_named() -> None:
+    table = json.loads(SHIPPED.read_bytes())
+    assert rescored(GREEDY, SAMPLED).numbers["custom_calibration"] is False
+    table["pairings"]["cpu/cpu"]["worst_margin"] = 0.05
+    near = Job("greedy", [1, 2, 3], [1, 2, 3], margins=[0.0, 0.15, 0.0])
+    fails(rescored(near, SAMPLED), "lies 0.15 logits below")
+    found = rescored(near, SAMPLED, calibration=json.dumps(table))
+    assert (found.verdict, found.numbers["custom_calibration"]) == (Verdict.PASS, True)
+    parted = Job("sampled", [4, 5], [4, 6])
+    fails(rescored(near, parted, calibration=json.dumps(table)), "part from the reference's")
+    table["pairings"]["cpu/cpu"]["worst_margin"] = 5.0
+    errs(rescored(near, SAMPLED, calibration=json.dumps(table)), "is accepted")
+
+
+def test_a_device_without_honest_runs_cannot_be_judged() -> None:
+    other = (exchange(answer={"model_sha256": SHA, "device": "tpu:0"}),)
+    errs(rescored(GREEDY, SAMPLED, exchanges={"reference_health": other}), "no honest runs of tpu")
 
 
 def test_too_few_tokens_fail() -> None:

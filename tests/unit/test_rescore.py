@@ -68,10 +68,11 @@ def test_the_first_difference_is_where_common_tokens_end(
     ("wrong", "exact", "cause"),
     [
         ({"sampled"}, 1.0, "wrong sampler"),
+        ({"sampled", "logprobs"}, 0.99, "wrong sampler"),
         ({"chat"}, 1.0, "wrong chat template or BOS"),
-        ({"long"}, 1.0, "truncated context"),
-        (set(), 1.0, "logprobs of another distribution"),
         ({"long"}, 0.7, "truncated context or KV precision"),
+        ({"sampled", "chat"}, 1.0, "wrong sampler"),
+        (set(), 1.0, "logprobs of another distribution"),
         ({"greedy", "long"}, 0.9, "other quantization or KV precision"),
         ({"greedy", "sampled", "long"}, 0.3, "other model"),
     ],
@@ -79,3 +80,7 @@ def test_the_first_difference_is_where_common_tokens_end(
 def test_the_likely_cause(wrong: set[str], exact: float, cause: str) -> None:
     fit = GreedyFit(1000, int(1000 * exact), 0.0)
     assert likely_cause(wrong, KINDS, fit) == cause
+
+
+def test_where_nothing_else_was_asked_the_kind_tells_nothing() -> None:
+    assert likely_cause({"long"}, {"long"}, GreedyFit(1000, 300, 9.0)) == "other model"
