@@ -6,6 +6,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,17 +144,15 @@ def _write_checked(path: Path, cubin: bytes) -> None:
 
 
 def compile_all(architectures: Iterable[str] = ARCHITECTURES) -> list[dict[str, Any]]:
-    """Compile every source for every architecture, template variants included.
+    """Compile every source for every architecture, template variants included, one a core at once.
 
     Returns one dict a compilation: source, architecture, entries, ok, cubin_bytes, seconds, error.
     """
     from kernels.variants import representative_units
 
-    return [
-        _compile_result(unit, architecture)
-        for architecture in architectures
-        for unit in representative_units()
-    ]
+    asked = [(unit, arch) for arch in architectures for unit in representative_units()]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return list(threads.map(lambda each: _compile_result(*each), asked))
 
 
 def _compile_result(unit: Unit, architecture: str) -> dict[str, Any]:
