@@ -21,7 +21,8 @@ bench: .venv/engine.stamp
 	$(RUN) engine.cli bench $(BENCH_ARGS)
 
 selftest: .venv/dev.stamp
-	$(RUN) harness.cli selftest
+	$(RUN) harness.cli models fetch smollm2-135m-instruct
+	$(RUN) harness.cli selftest $(SELFTEST_ARGS)
 
 goldens: .venv/oracle.stamp
 	$(RUN) harness.cli models fetch smollm2-135m-instruct

@@ -28,6 +28,8 @@ from harness.saboteurs.registry import CONTROL, SABOTEURS
 from harness.significance import rate_upper_bound
 
 TRIAL_TIMEOUT_S = 900.0
+CHECK_TIMEOUT_S = 120.0
+"""What each check more adds to a trial's time: the control has them all."""
 PLACE = "any"
 KEPT_VARIABLES = ("HAIKUGATE_CACHE_DIR",)
 ALARMS = ("fail", "error")
@@ -135,21 +137,25 @@ def planned(names: Sequence[str], runs: int) -> Plan:
 
 def run_trials(model: Path, plan: Plan, jobs: int = 1) -> Iterator[Trial]:
     """Make the trials, `jobs` at a time, in the plan's order."""
+    args = ("--threads", "1") if jobs > 1 else ()
     with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(lambda one: trial(one[0], one[1], model), plan)
+        yield from pool.map(lambda one: trial(one[0], one[1], model, args), plan)
 
 
-def trial(saboteur: str, checks: Sequence[str], model: Path) -> Trial:
+def trial(
+    saboteur: str, checks: Sequence[str], model: Path, engine_args: Sequence[str] = ()
+) -> Trial:
     """A gate run of these checks' tests against one saboteur."""
     started = time.monotonic()
+    engine = (sys.executable, "-m", "harness.saboteurs", saboteur, *engine_args)
+    timeout_s = TRIAL_TIMEOUT_S + CHECK_TIMEOUT_S * (len(checks) - 1)
     with TemporaryDirectory(prefix="haikugate-selftest-") as folder:
-        command = _pytest_command(saboteur, checks, model, Path(folder))
-        ended = _run(command)
+        ended = _run(_pytest_command(engine, checks, model, Path(folder)), timeout_s)
         rows = _verdict_rows(Path(folder))
     seen = {row["id"]: row for row in rows if row["verdict"] in ("pass", *ALARMS)}
     messages = {id_: str(row["message"]) for id_, row in seen.items()}
     if not ended:
-        messages = dict.fromkeys(checks, f"no verdict after {TRIAL_TIMEOUT_S:.0f} s")
+        messages = dict.fromkeys(checks, f"no verdict after {timeout_s:.0f} s")
     return Trial(
         saboteur,
         {id_: str(row["verdict"]) for id_, row in seen.items()},
@@ -158,12 +164,12 @@ def trial(saboteur: str, checks: Sequence[str], model: Path) -> Trial:
     )
 
 
-def _run(command: Sequence[str]) -> bool:
+def _run(command: Sequence[str], timeout_s: float) -> bool:
     """Run to its end; False if time ran out. Whatever happens, its engines end with it."""
     quiet = subprocess.DEVNULL
     running = subprocess.Popen(command, env=_environment(), stdout=quiet, stderr=quiet)
     try:
-        running.wait(TRIAL_TIMEOUT_S)
+        running.wait(timeout_s)
     except subprocess.TimeoutExpired:
         return False
     finally:
@@ -179,11 +185,12 @@ def _kill_tree(leader: psutil.Process) -> None:
             process.kill()
 
 
-def _pytest_command(saboteur: str, checks: Sequence[str], model: Path, folder: Path) -> list[str]:
+def _pytest_command(
+    engine: Sequence[str], checks: Sequence[str], model: Path, folder: Path
+) -> list[str]:
     known = load_checklists().checks
     areas = sorted({area for check in checks for area in known[check].areas})
     tests = sorted({test for check in checks for test in required_tests(check)})
-    engine = (sys.executable, "-m", "harness.saboteurs", saboteur)
     return [
         *(sys.executable, "-m", "pytest", *PLAIN, "-q", str(SUITES)),
         *("-m", " or ".join(areas), "-k", " or ".join(tests), "--profile", "cpu"),

@@ -94,7 +94,8 @@ def test_what_has_no_test_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trials_keep_their_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import harness.selftest
 
-    def quick(name: str, checks: list[str], model: Path) -> Trial:
+    def quick(name: str, checks: list[str], model: Path, engine_args: tuple[str, ...]) -> Trial:
+        assert engine_args == ("--threads", "1")
         time.sleep(0.05 if name == CONTROL.name else 0.0)
         return Trial(name, dict.fromkeys(checks, "fail"), {}, 0.0)
 
@@ -117,16 +118,13 @@ def test_the_markdown_says_what_is_unproven() -> None:
     assert "| unproven |" in as_markdown(qualification([NAME], [CLEAN]))
 
 
-def test_a_trial_that_does_not_end_is_killed_with_its_children(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_trial_that_does_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
     import harness.selftest
 
     told = tmp_path / "pid"
     child = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    monkeypatch.setattr(harness.selftest, "TRIAL_TIMEOUT_S", 3.0)
-    assert harness.selftest._run([sys.executable, "-c", parent]) is False
+    assert harness.selftest._run([sys.executable, "-c", parent], 3.0) is False
     deadline = time.monotonic() + 5
     while psutil.pid_exists(pid := int(told.read_text())) and time.monotonic() < deadline:
         if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
