@@ -79,6 +79,21 @@ def test_two_hundred_requests_with_failures_among_them_stay_inside_the_budget(
         assert engine.stop() == 0
 
 
+def test_the_most_memory_ever_used_is_weights_kv_and_little_more(tmp_path: Path) -> None:
+    with launched(tmp_path) as engine:
+        ids = [5 + i % 40_000 for i in range(900)]
+        metrics = engine.execute(prompt=None, prompt_ids=ids, max_tokens=4, logprobs=20)[-2][1]
+        health = engine.client.get("/health").json()
+        peak = _peak_bytes(engine.process.pid)
+    assert metrics["kv_cache_bytes"] > 30 * MIB
+    assert peak <= health["weights_bytes"] + metrics["kv_cache_bytes"] + 350 * MIB
+
+
+def _peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
 def test_the_kv_budget_alone_is_kept_too(tmp_path: Path) -> None:
     with launched(tmp_path, "--kv-cache-mb", "8") as engine:
         before = answer(engine)

@@ -3,8 +3,6 @@
 import http.server
 import json
 import random
-import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,13 +12,22 @@ import pytest
 
 from engine.gguf import GGUFFile
 from engine.tokenizer import Tokenizer
-from tests.integration.engine_process import COMMAND, MODEL, EngineProcess, launched, text_of
+from tests.integration.engine_process import (
+    MODEL,
+    EngineProcess,
+    launched,
+    patience_s,
+    text_of,
+)
 
 pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="the default model is not fetched")
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120)
+ROUTES = [
+    *(("POST", f"/{name}") for name in ("execute", "cancel", "score", "tokenize", "detokenize")),
+    *(("GET", f"/{name}") for name in ("health", "metrics", "nowhere")),
+    ("POST", "/shutdown"),
+]
 
 
 def test_stream_detokenize_and_openai_give_one_text(engine: EngineProcess) -> None:
@@ -67,14 +74,14 @@ def test_health_is_fast_while_a_job_decodes(engine: EngineProcess) -> None:
     job = threading.Thread(target=lambda: engine.execute(prompt="Once", max_tokens=200, seed=1))
     job.start()
     times_ms: list[float] = []
-    while job.is_alive() and len(times_ms) < 200:
+    while job.is_alive():
         begun = time.perf_counter()
         assert engine.client.get("/health").status_code == 200
         times_ms.append((time.perf_counter() - begun) * 1e3)
         time.sleep(0.005)
     job.join()
-    assert len(times_ms) >= 50
-    assert sorted(times_ms)[len(times_ms) * 99 // 100] < 50  # 10 ms, times five: shared machine
+    assert len(times_ms) >= 20
+    assert sorted(times_ms)[len(times_ms) * 99 // 100] < patience_s(50)  # 10 ms on a quiet machine
 
 
 def test_no_byte_that_the_process_writes_quotes_a_request(tmp_path: Path) -> None:
@@ -91,6 +98,14 @@ def test_no_byte_that_the_process_writes_quotes_a_request(tmp_path: Path) -> Non
             assert engine.client.post("/execute", json=body).status_code == 400
         engine.client.post("/execute", content=b"canarybody")
         engine.client.get("/canarypath")
+        for wrong in ("Bearer canarykey", "canarykey123", "Bearer canarykey1234", ""):
+            for route in ROUTES:
+                refused = engine.client.request(*route, headers={"authorization": wrong})
+                assert (refused.status_code, refused.json()["code"]) == (401, "UNAUTHORIZED")
+                assert refused.headers["www-authenticate"] == "Bearer"
+            openai = engine.client.get("/v1/models", headers={"authorization": wrong})
+            assert openai.status_code == 401
+            assert openai.json()["error"]["code"] == "invalid_api_key"
         assert engine.stop() == 0
         written = engine.log.read_text()
     assert "canary" not in written
@@ -134,20 +149,3 @@ def test_the_ready_callback_comes_when_health_answers(tmp_path: Path) -> None:
     server.shutdown()
     server.server_close()
     assert [call["worker_id"] for call in calls] == [worker_id]
-
-
-def test_generate_streams_and_ctrl_c_is_clean() -> None:
-    done = run("generate", "-m", str(MODEL), "--prompt", "The capital of France is", "-n", "4")
-    assert done.returncode == 0
-    assert done.stdout.strip()
-    process = subprocess.Popen(
-        [*COMMAND, "generate", "-m", str(MODEL), "--prompt", "Count:", "-n", "4000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert b"Traceback" not in stderr
