@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import UsageError
+from harness.pseudonyms import without_home
 
 SCHEMA_VERSION = "2.0"
 Methodology = Literal["total", "steady_state", "windowed"]
@@ -53,8 +54,11 @@ class ExperimentConfig(_Frozen):
 
     @property
     def measurement_config_hash(self) -> str:
-        """First 16 hex digits of SHA-256 over the canonical JSON, where it is written left out."""
-        canonical = self.model_dump(mode="json", exclude={"output_dir"})
+        """First 16 hex digits of SHA-256 over the canonical JSON, where it is written left out.
+
+        Paths below the home folder start with `~` in it: whose home it is changes no experiment.
+        """
+        canonical = without_home(self.model_dump(mode="json", exclude={"output_dir"}))
         text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

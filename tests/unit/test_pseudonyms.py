@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.environment import environment_snapshot
+from harness.experiment import ExperimentConfig
 from harness.pseudonyms import bare_release, pseudonym, without_home
 
 
@@ -49,3 +50,14 @@ def test_the_environment_holds_no_identifier() -> None:
     for gpu in snapshot["gpus"]:
         assert gpu["uuid"] is None or gpu["uuid"].startswith("anonymous-")
     assert str(Path.home()) + "/" not in str(snapshot)
+
+
+def test_an_experiment_in_evidence_keeps_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    here = ExperimentConfig(model="/home/alice/models/m.gguf")
+    recorded = without_home(here.model_dump(mode="json"), "/home/alice")
+    monkeypatch.setenv("HOME", "/home/bob")
+    read_back = ExperimentConfig.model_validate(recorded)
+    assert read_back.model == "~/models/m.gguf"
+    monkeypatch.setenv("HOME", "/home/alice")
+    assert here.measurement_config_hash == read_back.measurement_config_hash
