@@ -10,13 +10,13 @@ from harness.bundle_reader import BundleReader
 from harness.excerpt import Excerpt, excerpt_of
 from harness.keys import EPHEMERAL
 from harness.observation import Json, Observation, Verdict
+from harness.report_annex import calibration_view, calibrations_used, shipped_qualification
 from harness.transcript import Recorded
 
 TESTS_SHOWN = 12
 EVIDENCE_SHOWN = 2
 HAIKU = "G4-HAIKU"
 ODD_FIELDS = ("nodeid", "attempt", "outcome", "message")
-QUALIFICATION = "qualification.json"
 
 VERDICT_WORDS = {
     Verdict.PASS: "pass",
@@ -240,7 +240,9 @@ def report_view(bundle: BundleReader) -> dict[str, Any]:
         "attempts": attempt_rows(bundle),
         "timings": bundle.timings,
         "plots": [(path, text) for path, text in PLOT_TITLES.items() if bundle.has(path)],
-        "qualification": bundle.json(QUALIFICATION) if bundle.has(QUALIFICATION) else None,
+        "qualification": shipped_qualification(),
+        "calibration": calibration_view(),
+        "calibrations_used": calibrations_used(bundle.checks),
     }
 
 

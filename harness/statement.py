@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 from harness.manifest import MANIFEST, TEST_RESULT, Manifest, descriptor
 from harness.observation import Json, Verdict
+from harness.report_annex import calibrations_used
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 TEST_RESULT_TYPE = "https://in-toto.io/attestation/test-result/v0.1"
@@ -83,7 +84,9 @@ def certificate(
         "verdicts": {verdict.value: _ids(checks, verdict) for verdict in Verdict},
         "ledger": {worker: asdict(root) for worker, root in manifest.ledger.items()},
         "nonce": metadata.get("nonce"),
-        "calibration": metadata.get("calibration"),
+        "calibration": [
+            {"sha256": sha256, "custom": custom} for sha256, custom in calibrations_used(checks)
+        ],
         "signer": metadata.get("signer"),
         "startedAt": metadata.get("started_at"),
         "endedAt": metadata.get("ended_at"),
