@@ -16,6 +16,9 @@ from harness.errors import ModelFileError, UsageError
 REGISTRY = Path(__file__).with_name("models.toml")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 COPY_BYTES = 1 << 20
+HEAD_BYTES = 1 << 16
+_GENERATED = b"haikugate.generated" + bytes([7, 0, 0, 0, 1])
+"""A key of GGUF metadata, its type (boolean) and its value (true)."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes done, and the bytes in all."""
@@ -93,6 +96,12 @@ def find(name: str) -> Model:
 def known_by_digest(sha256: str) -> Model | None:
     """The registered model whose file has this digest."""
     return next((model for model in registry().values() if model.sha256 == sha256), None)
+
+
+def is_generated(path: Path) -> bool:
+    """Whether the file says that its weights are random numbers, in its first HEAD_BYTES."""
+    with path.open("rb") as stream:
+        return _GENERATED in stream.read(HEAD_BYTES)
 
 
 def digest(stream: BinaryIO, sink: BinaryIO | None, total_bytes: int, progress: Progress) -> str:

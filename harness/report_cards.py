@@ -60,6 +60,8 @@ def model_cards(metadata: Mapping[str, Json]) -> list[Card]:
         rows = _rows(model, names)
         if model.get("bytes") is not None:
             rows.insert(min(1, len(rows)), ("size", in_bytes(model["bytes"])))
+        if model.get("generated"):
+            rows.append(("weights", "generated: random numbers"))
         cards.append((f"Model {model.get('name', '')}", rows))
     return cards
 

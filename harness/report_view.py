@@ -126,11 +126,16 @@ def caveats(bundle: BundleReader, checks: Iterable[CheckView]) -> list[str]:
     counts = Counter(check.verdict for check in checks)
     judging = bundle.metadata.get("judging") or {}
     engine = bundle.metadata.get("engine") or {}
+    generated = [
+        str(m.get("name")) for m in bundle.metadata.get("models") or () if m.get("generated")
+    ]
     companions = [str(name) for name in bundle.metadata.get("companions") or ()]
     said = {
         "It is no M0 certificate: the three reference models were not run on a CUDA GPU.": (
             bundle.checks["profile"] != "m0"
         ),
+        f"The weights of {', '.join(generated)} were generated, random numbers: nothing here is"
+        " about a published model.": bool(generated),
         f"{counts['not_run']} applicable checks were not run; nothing is known about them.": (
             counts["not_run"] > 0
         ),

@@ -58,6 +58,17 @@ def refuse_conflicts(options: EngineOptions) -> None:
         raise UsageError("--launcher attach needs --engine-url URL")
     if options.launcher == "attach" and options.command:
         raise UsageError("--engine-command cannot be run by --launcher attach")
+    _refuse_generated(options)
+
+
+def _refuse_generated(options: EngineOptions) -> None:
+    """A certificate of profile m0 is about the published weights and no others."""
+    from harness.models import is_generated
+
+    for name in options.models if options.profile == "m0" else ():
+        path = _file(name)
+        if isinstance(path, Path) and is_generated(path):
+            raise UsageError(f"--profile m0: {name} has generated weights, wanted published ones")
 
 
 class EngineUnderTest:
@@ -158,15 +169,24 @@ def _without_machine(part: str) -> str:
     return Path(part).name if os.path.isabs(part) else part
 
 
-def _model(name: str) -> dict[str, Json]:
-    from harness import models
+def _file(name: str) -> Path | str:
+    """Where a model's file lies, or why there is none."""
     from harness.errors import ModelFileError
-    from harness.manifest import digest_file
+    from harness.models import resolve
 
     try:
-        path = models.resolve(name)
+        return resolve(name)
     except (ModelFileError, UsageError) as error:
-        return {"name": name, "bytes": None, "sha256": None, "note": str(error)}
+        return str(error)
+
+
+def _model(name: str) -> dict[str, Json]:
+    from harness import models
+    from harness.manifest import digest_file
+
+    path = _file(name)
+    if isinstance(path, str):
+        return {"name": name, "bytes": None, "sha256": None, "note": path}
     sha256 = digest_file(path)
     known = models.known_by_digest(sha256)
     return {
@@ -174,7 +194,7 @@ def _model(name: str) -> dict[str, Json]:
         "file": path.name,
         "bytes": path.stat().st_size,
         "sha256": sha256,
-    }
+    } | ({"generated": True} if models.is_generated(path) else {})
 
 
 def _process(options: EngineOptions, log_dir: Path | None) -> Launcher:

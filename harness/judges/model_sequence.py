@@ -19,6 +19,7 @@ from harness.judges.rule import (
     request,
 )
 from harness.judges.stream import finished, identical
+from harness.models import registry
 from harness.observation import Finding, Json, Judge, Limits, Observation
 
 
@@ -47,11 +48,24 @@ MIN_ANSWERS: Final = 2
 MIN_CHARACTERS: Final = 20
 
 
+def _name(observation: Observation) -> str:
+    return observation.test.partition("[")[2].removesuffix("]")
+
+
 def _model(observation: Observation) -> ExpectedModel:
-    name = observation.test.partition("[")[2].removesuffix("]")
+    name = _name(observation)
     if name not in MODELS:
         raise Unseen(f"no model named {name!r} is in the sequence")
     return MODELS[name]
+
+
+def _require_published(observation: Observation) -> None:
+    """A test that names a reference model is about its published weights and no others."""
+    pinned = registry().get(_name(observation))
+    got = fact(observation, "model_sha256")
+    if pinned is not None:
+        said = f"{pinned.name}: SHA-256 {got}, wanted the published {pinned.sha256}"
+        need(got == pinned.sha256, said)
 
 
 def _health(observation: Observation) -> Mapping[str, Json]:
@@ -66,6 +80,7 @@ def judge_load(observation: Observation, limits: Limits) -> Finding:
         got = events.count(event)
         need(got == 1, f"narration: {got} {event} events, wanted one")
     table = _health(observation)
+    _require_published(observation)
     return passed(f"{table['model']} loaded", bytes=table["vram_bytes_used"])
 
 

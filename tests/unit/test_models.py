@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.synthetic import write_model
 from harness import fetch as fetching
 from harness.errors import ModelFileError, UsageError
 from harness.fetch import fetch, pip_command, place, unpack
@@ -20,11 +21,14 @@ from harness.models import (
     adopt,
     cache_folder,
     find,
+    is_generated,
     known_by_digest,
     registry,
     resolve,
     verify_file,
 )
+from harness.report_cards import model_cards
+from harness.under_test import EngineOptions, EngineUnderTest
 
 CONTENT = bytes(range(256)) * 5000
 MEMBER = "pkg/tiny.gguf"
@@ -246,6 +250,22 @@ def test_a_file_placed_by_hand_is_checked(tmp_path: Path) -> None:
     verify_file(TINY.path, TINY)
     with pytest.raises(ModelFileError, match="cannot be read"):
         place(TINY, tmp_path / "none")
+
+
+def test_generated_weights_say_so_and_make_no_m0_certificate(tmp_path: Path) -> None:
+    generated, other = tmp_path / "gpt-oss-20b-mxfp4.gguf", tmp_path / "other.gguf"
+    write_model(generated, "tiny-gpt-oss")
+    other.write_bytes(
+        generated.read_bytes().replace(b"haikugate.generated", b"someone-s.generated")
+    )
+    assert (is_generated(generated), is_generated(other)) == (True, False)
+    seen = [
+        EngineUnderTest(EngineOptions("cpu", models=(str(p),))).models() for p in (generated, other)
+    ]
+    assert [model.get("generated") for (model,) in seen] == [True, None]
+    assert ("weights", "generated: random numbers") in model_cards({"models": seen[0]})[0][1]
+    with pytest.raises(UsageError, match=r"gpt-oss-20b-mxfp4\.gguf has generated weights, wanted"):
+        EngineUnderTest(EngineOptions("m0", models=(str(other), str(generated))))
 
 
 def test_a_full_disk_names_both_numbers() -> None:

@@ -246,3 +246,11 @@ def test_unsealed_is_said_of_every_engine_that_ran_so(
     }
     bundle: Any = SimpleNamespace(metadata=metadata, checks={"profile": "cpu"})
     assert any("unsealed" in sentence for sentence in caveats(bundle, ())) is said
+
+
+@pytest.mark.parametrize(("model", "said"), [({"generated": True}, True), ({}, False)])
+def test_generated_weights_are_named(model: dict[str, bool], said: bool) -> None:
+    metadata = {"signer": {"kind": "key"}, "models": [{"name": "noise", **model}]}
+    bundle: Any = SimpleNamespace(metadata=metadata, checks={"profile": "gpu"})
+    sentences = caveats(bundle, ())
+    assert any("weights of noise were generated" in sentence for sentence in sentences) is said
