@@ -166,7 +166,8 @@ def judge_no_llamacpp(observation: Observation, limits: Limits) -> Finding:
 
 
 JUDGES: Final[Mapping[str, Judge]] = {
-    "G1-START-ORDER": by_test({"test_start_order": _starts, "test_ready_callback": _calls_back}),
+    "G1-START-ORDER": judge(_starts),
+    "G1-START-CALLBACK": judge(_calls_back),
     "G1-START-FAIL": by_test({"test_start_fails": _fails, "test_bad_arguments": _bad_arguments}),
     "G4-PROGRESS": judge_progress,
     "G1-NO-LLAMACPP": judge_no_llamacpp,

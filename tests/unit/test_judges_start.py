@@ -92,7 +92,7 @@ CALL = {"method": "POST", "path": "/ready", "body": '{"worker_id": "w"}'}
 )
 def test_the_ready_callback(calls: Any, health: dict[str, Any], verdict: str) -> None:
     found = judged(
-        "G1-START-ORDER",
+        "G1-START-CALLBACK",
         "test_ready_callback",
         callbacks=calls,
         worker_id="w",
