@@ -209,10 +209,15 @@ class Team:
         return sum(scratch.nbytes for scratch in self._scratch) + self._counters.nbytes
 
     def _member(self, index: int) -> threading.Thread:
-        arguments = (self._address, address_of(self._scratch[index]))
-        thread = threading.Thread(target=_serve, args=arguments, name=f"cpu-{index}", daemon=True)
+        thread = threading.Thread(
+            target=self._live, args=(index,), name=f"cpu-{index}", daemon=True
+        )
         thread.start()
         return thread
+
+    def _live(self, index: int) -> None:
+        """A member's whole life; its frame keeps what it waits on, even where nobody closes it."""
+        _serve(self._address, address_of(self._scratch[index]))
 
     def run(self, table: np.ndarray[Any, Any], first: int, end: int, state_address: int) -> None:
         """Run instructions [first, end) of a table for the tokens that the state tells."""

@@ -13,6 +13,7 @@ from tests.integration.engine_process import MODEL, EngineProcess, Stream, text_
 
 VOCAB, CONTEXT = 49_152, 8192
 ENDS_SOON = [" ", "\n", ".", "e"]
+SURROGATE = b'{"text": "\\ud800", "job_id": "\\udc00"}'
 USER = {"role": "user", "content": "x"}
 
 GOOD: list[dict[str, Any]] = [
@@ -74,7 +75,9 @@ def test_what_is_past_a_bound_is_refused_by_name(engine: EngineProcess) -> None:
         assert said["message"].startswith(field)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"a": 1}x', b"\xff", b'"x"'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"a": 1}x', b"\xff", b'"x"', SURROGATE]
+)
 def test_what_is_no_json_object_is_refused(engine: EngineProcess, content: bytes) -> None:
     for path in ("/execute", "/cancel", "/tokenize", "/detokenize", "/score"):
         answer = engine.client.post(path, content=content)

@@ -44,6 +44,26 @@ def test_the_order_is_device_model_http_ready(tmp_path: Path) -> None:
         assert engine.client.get("/health").json()["status"] == "healthy"
 
 
+def test_options_that_bound_requests_and_name_the_worker(tmp_path: Path) -> None:
+    worker_id = "12345678-1234-1234-1234-123456789abc"
+    options = ("--context-length", "64", "--max-tokens-out", "8", "--threads", "1")
+    with launched(tmp_path, *options, "--worker-id", worker_id) as engine:
+        health = engine.client.get("/health").json()
+        assert (health["context_length"], health["worker_id"]) == (64, worker_id)
+        assert engine.execute(prompt="Count:", max_tokens=8)[-1][1]["tokens_out"] == 8
+        for body, field in (
+            ({"prompt": "x", "max_tokens": 9}, "max_tokens"),
+            ({"prompt_ids": [5] * 60, "max_tokens": 5}, "max_tokens"),
+            ({"prompt_ids": [5] * 64}, "prompt"),
+        ):
+            answer = engine.client.post("/execute", json={"job_id": "a", **body})
+            assert (answer.status_code, answer.json()["field"]) == (400, field)
+        body = {"job_id": "all", "prompt_ids": [5] * 60, "temperature": 0.0, "seed": 1}
+        assert "event: end" in engine.client.post("/execute", json=body).text
+        assert {line["worker_id"] for line in engine.lines} == {worker_id}
+        assert {line["actor"] for line in engine.lines} == {"haikugate-engine"}
+
+
 def _missing(folder: Path) -> Path:
     return folder / "missing.gguf"
 
