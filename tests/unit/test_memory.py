@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ GPT_OSS = Shape(
 FILE_BYTES = 64e6
 WORKSPACE_BYTES = 24 << 20
 """Activations, KV pages, threads' scratch, a chunk of repacking."""
+
+WRITING_BYTES = 40 << 20
 
 LOAD = """
 import ctypes, gc, json, psutil, sys
@@ -90,6 +93,18 @@ def check(load: Load, folder: Path, shapes: tuple[Shape, Shape], kind: str) -> N
 @pytest.mark.parametrize("kind", BLOCK_FORMATS)
 def test_loading_grows_by_the_files_bytes(kind: str, load: Load, tmp_path: Path) -> None:
     check(load, tmp_path, (replace(SMALL, types={"default": kind}), llama(kind)), kind)
+
+
+def test_a_large_model_is_written_in_little_memory(tmp_path: Path) -> None:
+    """Full-size models are streamed: a pool of blocks for each type is all that is held."""
+    tracemalloc.start()
+    try:
+        size = write_shape(tmp_path / "m.gguf", GPT_OSS, "large")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size > 200e6
+    assert peak < WRITING_BYTES
 
 
 def test_experts_of_200_mb_stay_in_mxfp4(load: Load, tmp_path: Path) -> None:
