@@ -10,7 +10,7 @@ from harness.checklist import Checklists
 from harness.environment import environment_snapshot
 from harness.evidence import BundleWriter, Seal
 from harness.gates import JudgeContext, Run, judge_run
-from harness.installation import installation
+from harness.installation import edited_files, installation
 from harness.keys import Signer
 from harness.observation import Json
 from harness.outcome import CheckResult, GateResult, attempts_from
@@ -42,7 +42,12 @@ def finish(session: GateSession, signer: Signer) -> Verdicts:
     context = replace(
         session.context,
         judged_at=datetime.now(UTC),
-        blockers=(*session.context.blockers, *dict.fromkeys(session.blockers), *_empty(collected)),
+        blockers=(
+            *session.context.blockers,
+            *dict.fromkeys(session.blockers),
+            *_empty(collected),
+            *_edited(),
+        ),
     )
     recorded = writer.recorded()
     run = Run(
@@ -63,6 +68,10 @@ def finish(session: GateSession, signer: Signer) -> Verdicts:
 
 def _empty(collected: Sequence[Collected]) -> tuple[str, ...]:
     return () if collected else ("no gate test was collected here: an empty gate fails",)
+
+
+def _edited() -> tuple[str, ...]:
+    return tuple(f"{name} is not as the installed wheel lists it" for name in edited_files()[:3])
 
 
 def _collected(records: Sequence[dict[str, Json]]) -> tuple[list[Collected], tuple[str, ...]]:

@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+from base64 import urlsafe_b64decode
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from harness.environment import harness_version
@@ -19,6 +21,29 @@ def package_files(package: str) -> dict[str, str]:
     root = _ROOT / package
     files = (path for path in root.rglob("*") if path.is_file() and path.suffix not in _LEFT_OUT)
     return {path.relative_to(_ROOT).as_posix(): digest_file(path) for path in sorted(files)}
+
+
+def wheel_files() -> dict[str, str]:
+    """The wheel's own list: SHA-256 of its packages' files; empty for an editable installation."""
+    try:
+        installed = distribution("haikugate")
+    except PackageNotFoundError:
+        return {}
+    if Path(str(installed.locate_file(""))).resolve() != _ROOT:
+        return {}
+    return {
+        file.as_posix(): urlsafe_b64decode(file.hash.value + "=").hex()
+        for file in installed.files or ()
+        if file.parts[0] in PACKAGES and file.hash is not None and file.hash.mode == "sha256"
+    }
+
+
+def edited_files() -> list[str]:
+    """Files of this installation that are not as its wheel lists them, added ones included."""
+    listed = wheel_files()
+    found: dict[str, str] = installation()["files"] if listed else {}
+    names = sorted({name for name in listed if Path(name).suffix not in _LEFT_OUT} | set(found))
+    return [name for name in names if listed.get(name) != found.get(name)]
 
 
 def tree_digest(files: dict[str, str]) -> str:

@@ -1,14 +1,30 @@
 """Saboteurs that answer without inference, or with somebody else's."""
 
+import asyncio
 import hashlib
 import json
 import re
+import subprocess
+import sys
+from contextlib import suppress
 
+import httpx
+import psutil
 from starlette.responses import Response, StreamingResponse
 
 from harness.saboteurs.proxy import Body, Events, Saboteur
 from harness.saboteurs.stream_shape import end_event, script
 
+LONGEST_RUN_S = 1800
+DETACH = """
+import os, sys
+if pid := os.fork():
+    print(pid)
+else:
+    os.setsid()
+    os.dup2(2, 1)
+    os.execvp(sys.argv[1], sys.argv[1:])
+"""
 CANNED = "Silent cores ignite, / ten thousand threads weave the light, / answers bloom at dawn."
 
 
@@ -72,6 +88,34 @@ class NoCompute(HashText):
     name = "no-compute"
     cheat = "streams words drawn from a hash at once, in no time a token"
     caught_by = "G4-GENUINE-PHYSICS"
+
+
+class ProxiesElsewhere(Saboteur):
+    """Lets another process answer that belongs to nobody under test."""
+
+    name = "proxies-elsewhere"
+    cheat = "passes every request on to an engine that is no process of its own"
+    caught_by = "G4-GENUINE-PHYSICS"
+
+    async def start(self) -> None:
+        """The engine leaves the process tree; something idle stands in its place."""
+        detach = [sys.executable, "-c", DETACH, "timeout", str(LONGEST_RUN_S), *self.command]
+        told = await asyncio.to_thread(subprocess.check_output, detach)
+        self.elsewhere = psutil.Process(int(told))
+        self.engine = subprocess.Popen(["sleep", "infinity"])
+        while self.elsewhere.is_running():
+            with suppress(httpx.TransportError):
+                if (await self.upstream.get("/health")).status_code == 200:
+                    return
+            await asyncio.sleep(0.05)
+        sys.exit(1)
+
+    async def stop(self) -> None:
+        """End both."""
+        with suppress(psutil.NoSuchProcess):
+            self.elsewhere.terminate()
+            await asyncio.to_thread(self.elsewhere.wait)
+        await super().stop()
 
 
 class OtherWholeAnswer(Saboteur):
