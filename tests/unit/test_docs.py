@@ -1,4 +1,4 @@
-"""Every command that README and docs show is run here, or is a target that CI runs."""
+"""Every command that README and docs show is run here, or by a file that is named here."""
 
 import re
 import shlex
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import models
+from harness.documents import commands, links
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,37 +19,41 @@ SCRIPTS = {
     "haikugate-engine": ["-m", "engine.cli"],
     "pytest": ["-m", "pytest"],
 }
-# Long or needing another machine: run elsewhere, by the file that is named.
+# Long or needing another machine: what the file that is named runs by these words.
 ELSEWHERE = {
-    r"\.venv/bin/pytest -m gate\d": ".ci/run",
-    r"\.venv/bin/pytest -m utf8": ".ci/run",
-    r"\.venv/bin/haikugate certify .*--engine-url": "tests/integration/test_certify_canned.py",
-    r"\.venv/bin/haikugate certify .*--engine-command": "tests/integration/test_certify_canned.py",
-    r"\.venv/bin/haikugate certify --gate 4": ".ci/run",
-    r"\.venv/bin/haikugate-engine serve": "tests/integration/test_engine_process.py",
-    r"\.venv/bin/haikugate verify proofs/RUN": "tests/unit/test_bundle_commands.py",
-    r"\.venv/bin/haikugate report proofs/RUN": "tests/unit/test_bundle_commands.py",
-    r"(\S+ )*docker ": "tests/integration/test_docker.py",
-    r"pytest -m gate4 --launcher docker": ".ci/run",
-    r"\.ci/docker": ".ci/run",
+    r"\.venv/bin/pytest -m (gate\d|docs|utf8)$": (".ci/run", "make gate4"),
+    r"\.venv/bin/pytest suites/": (".ci/run", "make gate4"),
+    r"\.venv/bin/haikugate certify .*--engine-url": ("tests/unit/test_attached.py", "--engine-url"),
+    r"\.venv/bin/haikugate certify .*--engine-command": (
+        "tests/integration/test_certify_canned.py",
+        "--engine-command",
+    ),
+    r"\.venv/bin/haikugate certify --gate 4": (
+        "tests/integration/test_certify_canned.py",
+        "certify",
+    ),
+    r"\.venv/bin/haikugate-engine serve": ("tests/integration/engine_process.py", '"serve"'),
+    r"\.venv/bin/haikugate verify proofs/RUN": ("tests/unit/test_bundle_commands.py", '"verify"'),
+    r"\.venv/bin/haikugate report proofs/RUN": ("tests/unit/test_bundle_commands.py", '"report"'),
+    r"(\S+ )*docker build ": (".ci/docker", "docker build"),
+    r"(\S+ )*docker run ": ("tests/integration/test_docker.py", "ENGINE_COMMAND"),
+    r"pytest -m gate4 --launcher docker": (".ci/run", "--launcher docker"),
+    r"pytest tests/integration/test_docker.py": (".ci/run", "make test"),
+    r"\.ci/docker (up|image|down)": (".ci/run", ".ci/docker"),
 }
 
 
 def _commands() -> Iterator[tuple[str, str]]:
     for page in PAGES:
-        for block in re.findall(r"```(?:sh|console)\n(.*?)```", page.read_text(), re.DOTALL):
-            joined = block.replace("\\\n", " ")
-            for line in joined.splitlines():
-                command = line.removeprefix("$ ").split("  #")[0].strip()
-                if command and not command.startswith("#"):
-                    yield page.name, command
+        for command in commands(page.read_text()):
+            yield page.name, command
 
 
 COMMANDS = sorted(set(_commands()))
 
 
-def _elsewhere(command: str) -> str | None:
-    return next((f for pattern, f in ELSEWHERE.items() if re.match(pattern, command)), None)
+def _elsewhere(command: str) -> tuple[str, str] | None:
+    return next((run for pattern, run in ELSEWHERE.items() if re.match(pattern, command)), None)
 
 
 def test_the_read_me_shows_its_first_command_early() -> None:
@@ -60,12 +65,12 @@ def test_the_read_me_shows_its_first_command_early() -> None:
 def test_a_shown_command_works(page: str, command: str, tmp_path: Path) -> None:
     words = shlex.split(command, comments=True)
     if words[0] == "make":
-        targets = re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert words[1] in targets
+        subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
         return
     elsewhere = _elsewhere(command)
     if elsewhere is not None:
-        assert (ROOT / elsewhere).is_file()
+        file, words = elsewhere
+        assert words in (ROOT / file).read_text(), f"{file} does not run {words!r}"
         return
     name = Path(words[0]).name
     assert name in SCRIPTS, f"{page} shows {command!r}: nobody runs it"
@@ -90,5 +95,12 @@ def _run(name: str, arguments: list[str], where: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_every_link_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name}: {target} is not there"
+    for target in links(page.read_text()):
+        path = target.partition("#")[0]
+        assert (page.parent / path).exists(), f"{page.name}: {target} is not there"
+
+
+def test_every_entry_of_elsewhere_is_for_a_shown_command() -> None:
+    shown = [command for _, command in COMMANDS]
+    for pattern in ELSEWHERE:
+        assert any(re.match(pattern, command) for command in shown), pattern
