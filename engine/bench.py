@@ -19,11 +19,12 @@ from engine.errors import InvalidRequest, ModelLoadError
 from engine.gguf import GGUFFile
 from engine.load_progress import LoadProgress
 from engine.loading import LoadedModel, load_model
-from engine.program import Embed, Linear, MixtureOfExperts, Op
+from engine.program import Attention, Embed, Linear, MixtureOfExperts, Op
 from engine.sampler import SamplingParams
 
 _STREAM_BYTES = 256 << 20
 _SEED = 1
+_KV_ITEM_BYTES = {"f16": 2, "f32": 4}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second over the repeats; `bytes_per_token` counts the weights a token must read."""
+    """Tokens a second over the repeats; `bytes_per_token`: weights, keys and values."""
 
     phase: str
     tokens: int
@@ -83,11 +84,12 @@ def run(options: BenchOptions, *, as_json: bool) -> int:
 def measure(model: LoadedModel, options: BenchOptions, load_s: float) -> dict[str, Any]:
     """Every figure as JSON; the memory ceiling is measured in the same run."""
     runtime = model.runtime
-    ceiling_gb_per_s = None if model.backend != "cpu" else read_gb_per_s(options.load.n_threads)
-    bytes_per_token = _bytes_per_token(model)
+    ceiling_gb_per_s = _ceiling_gb_per_s(model, options.load.n_threads)
+    weight_bytes = _weight_bytes(model)
     speeds = [_prefill_speed(runtime, n, options.repeats) for n in options.prefill_lengths]
     for depth in options.depths:
         speed = _decode_speed(runtime, depth, options)
+        bytes_per_token = weight_bytes + _kv_bytes(runtime, depth + options.n_decode // 2)
         speeds.append(_with_roofline(speed, bytes_per_token, ceiling_gb_per_s))
     return {
         "model": model.name,
@@ -143,19 +145,36 @@ def _speed(phase: str, n_tokens: int, depth: int, seconds: list[float]) -> Speed
     return Speed(phase, n_tokens, depth, round(mean, 2), round(max(rates), 2), round(spread, 2))
 
 
-def _with_roofline(speed: Speed, bytes_per_token: int, ceiling: float | None) -> Speed:
+def _with_roofline(speed: Speed, bytes_per_token: int, ceiling: float) -> Speed:
     gb_per_s = speed.tokens_per_s * bytes_per_token / 1e9
     return Speed(
         **{
             **asdict(speed),
             "bytes_per_token": bytes_per_token,
             "gb_per_s": round(gb_per_s, 2),
-            "roofline_percent": None if ceiling is None else round(100 * gb_per_s / ceiling, 1),
+            "roofline_percent": round(100 * gb_per_s / ceiling, 1),
         }
     )
 
 
-def _bytes_per_token(model: LoadedModel) -> int:
+def _ceiling_gb_per_s(model: LoadedModel, n_threads: int) -> float:
+    """Read bandwidth of the memory that the weights are in."""
+    if model.backend == "cpu":
+        return read_gb_per_s(n_threads)
+    from engine.backends.cuda import CudaRuntime
+
+    assert isinstance(model.runtime, CudaRuntime)
+    return model.runtime.read_gb_per_s()
+
+
+def _kv_bytes(runtime: Runtime, position: int) -> int:
+    """Bytes of keys and values that the token at a position reads."""
+    layers = [op for op in runtime.program.body if isinstance(op, Attention)]
+    width = sum(min(position, op.window or position) * op.n_kv_heads * op.head_dim for op in layers)
+    return 2 * width * _KV_ITEM_BYTES[runtime.kv_dtype]
+
+
+def _weight_bytes(model: LoadedModel) -> int:
     """Weight bytes that one decoded token reads: of experts only the active ones."""
     program = model.runtime.program
     with GGUFFile.open(model.path) as file:

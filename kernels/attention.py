@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kernels.arrays import DeviceArray, require
-from kernels.context import Kernel, Launcher
+from kernels.context import DeviceLimits, Kernel, Launcher
 from kernels.driver import LaunchShape
 from kernels.errors import KernelArgumentError
 from kernels.structure import FLOAT, INT, POINTER, KvCacheStructure, fields
@@ -13,6 +13,8 @@ from kernels.structure import FLOAT, INT, POINTER, KvCacheStructure, fields
 PAGE_TOKENS = 64
 MAX_HEADS_A_BLOCK = 8
 MAX_SPLITS = 256
+STEP_KEYS = 16
+_WARPS_A_MULTIPROCESSOR = 16
 RopePairs = Literal["none", "adjacent", "half"]
 _PAIRS = {"none": "NO_ROPE", "adjacent": "ADJACENT", "half": "HALF"}
 
@@ -119,7 +121,7 @@ class AttentionDecodeArguments(ctypes.Structure):
     _fields_ = [
         *fields(POINTER, "q k v out sums table position"),
         ("cache", KvCacheStructure),
-        *fields(INT, "n_pairs window split_keys max_splits groups"),
+        *fields(INT, "n_pairs window least_keys max_splits groups"),
         *fields(FLOAT, "scale"),
     ]
 
@@ -129,7 +131,7 @@ class AttentionMergeArguments(ctypes.Structure):
 
     _fields_ = [
         *fields(POINTER, "partial sums sinks position out"),
-        *fields(INT, "head_dim window split_keys max_splits"),
+        *fields(INT, "head_dim window least_keys max_splits"),
     ]
 
 
@@ -240,11 +242,15 @@ def attention_prefill(
 
 @dataclass(frozen=True)
 class Splits:
-    """Flash decoding's partial results: out f32[n_heads, max_splits, head_dim], sums (m, l)."""
+    """Flash decoding's partial results: out f32[n_heads, max_splits, head_dim], sums (m, l).
+
+    The keys that a position sees are shared evenly by at most `max_splits` splits of at least
+    `least_keys`.
+    """
 
     out: DeviceArray
     sums: DeviceArray
-    split_keys: int
+    least_keys: int
     max_splits: int
 
     def pointers(self, shape: AttentionShape) -> tuple[int, int]:
@@ -253,28 +259,62 @@ class Splits:
             raise KernelArgumentError(
                 f"max_splits: wanted 1 to {MAX_SPLITS}, got {self.max_splits}"
             )
-        if self.split_keys % PAGE_TOKENS or self.split_keys < PAGE_TOKENS:
+        if self.least_keys % STEP_KEYS or self.least_keys < STEP_KEYS:
             raise KernelArgumentError(
-                f"split_keys: wanted a multiple of {PAGE_TOKENS}, got {self.split_keys}"
+                f"least_keys: wanted a multiple of {STEP_KEYS}, got {self.least_keys}"
             )
         size = (shape.n_heads, self.max_splits, shape.head_dim)
         sums = require("sums", self.sums, "f32", (shape.n_heads, self.max_splits, 2))
         return require("out", self.out, "f32", size), sums
 
 
-def attention_decode_kernel(shape: AttentionShape, pairs: RopePairs) -> Kernel:
-    """The decode kernel for a head size, heads a block and RoPE form."""
-    heads = shape.heads_a_block
-    entry = f"attention_decode_{shape.head_dim}_{heads}_{pairs}"
+@dataclass(frozen=True)
+class DecodeTuning:
+    """Warps a block, steps in flight a warp, blocks a split (over 1: sm_90 and later)."""
+
+    warps: int
+    slots: int
+    cluster: int = 1
+
+    def shared_bytes(self, head_dim: int) -> int:
+        """Shared memory of a block's keys and values in flight."""
+        return self.warps * self.slots * 2 * STEP_KEYS * head_dim * 2
+
+
+SMALL_BLOCKS = DecodeTuning(4, 1)
+
+
+def attention_decode_kernel(
+    shape: AttentionShape, pairs: RopePairs, tuning: DecodeTuning
+) -> Kernel:
+    """The decode kernel for a head size, heads a block, RoPE form and tuning."""
+    t = tuning
+    parameters = (
+        shape.head_dim,
+        shape.heads_a_block,
+        _PAIRS[pairs],
+        t.warps,
+        t.slots,
+        t.cluster,
+    )
+    entry = "attention_decode_" + "_".join(str(p) for p in parameters)
+    blocks = max(1, _WARPS_A_MULTIPROCESSOR // t.warps)
+    clusters = f"IN_CLUSTERS_OF({t.cluster}) " if t.cluster > 1 else ""
     code = (
-        f"ENTRY __launch_bounds__(256) {entry}(const __grid_constant__ AttentionDecodeArgs a) "
-        f"{{ attention_decode<{shape.head_dim}, {heads}, {_PAIRS[pairs]}>(a); }}"
+        f"ENTRY __launch_bounds__({t.warps * 32}, {blocks}) {clusters}"
+        f"{entry}(const __grid_constant__ AttentionDecodeArgs a) "
+        f"{{ attention_decode<{', '.join(str(p) for p in parameters)}>(a); }}"
     )
     return Kernel("attention_decode.cu", entry, code)
 
 
 def attention_decode(
-    launcher: Launcher, x: Projections, splits: Splits, layer: AttentionLayer, n_splits: int
+    launcher: Launcher,
+    x: Projections,
+    splits: Splits,
+    layer: AttentionLayer,
+    n_splits: int,
+    tuning: DecodeTuning = SMALL_BLOCKS,
 ) -> None:
     """Rotate and append this token's k and v, and attend in at most n_splits splits.
 
@@ -286,15 +326,22 @@ def attention_decode(
             f"decode takes one token in 1 to {splits.max_splits} splits, "
             f"got {x.q.shape[0]} tokens, {n_splits} splits"
         )
+    _check_cluster(launcher.limits, tuning)
     groups = shape.n_heads // shape.n_kv_heads // shape.heads_a_block
     arguments = AttentionDecodeArguments(
         *x.pointers(shape), *splits.pointers(shape), layer.rotation.pointer,
         require("position", layer.position, "i32", (1,)), layer.cache.structure(shape),
-        layer.rotation.n_pairs, shape.window, splits.split_keys, splits.max_splits, groups,
+        layer.rotation.n_pairs, shape.window, splits.least_keys, splits.max_splits, groups,
         shape.scale,
     )  # fmt: skip
-    launch = LaunchShape((n_splits, shape.n_kv_heads * groups), 256)
-    launcher.launch(attention_decode_kernel(shape, layer.rotation.pairs), launch, arguments)
+    grid = (n_splits * tuning.cluster, shape.n_kv_heads * groups)
+    launch = LaunchShape(grid, tuning.warps * 32, tuning.shared_bytes(shape.head_dim))
+    launcher.launch(attention_decode_kernel(shape, layer.rotation.pairs, tuning), launch, arguments)
+
+
+def _check_cluster(limits: DeviceLimits, tuning: DecodeTuning) -> None:
+    if tuning.cluster > 1 and not limits.has_clusters:
+        raise KernelArgumentError(f"{limits.architecture} has no clusters, got {tuning}")
 
 
 def attention_merge(
@@ -306,7 +353,7 @@ def attention_merge(
     arguments = AttentionMergeArguments(
         partial, sums, layer.sinks_pointer, require("position", layer.position, "i32", (1,)),
         require("out", out, "f32", (1, shape.n_heads * shape.head_dim)),
-        shape.head_dim, shape.window, splits.split_keys, splits.max_splits,
+        shape.head_dim, shape.window, splits.least_keys, splits.max_splits,
     )  # fmt: skip
     kernel = Kernel("attention_decode.cu", "attention_merge")
     launcher.launch(kernel, LaunchShape((shape.n_heads, 1), 512), arguments)

@@ -1,9 +1,11 @@
 // Attention of one token over the paged KV cache, split over keys (flash decoding):
 //   for each split: o = Σ exp(s - m)·v, m = max s, l = Σ exp(s - m), s = scale · q·k
-// The split length is a function of the position alone, so the result is too. RoPE of q and k and the
-// append to the cache happen here. attention_merge joins the splits:  out = Σ o·e^(m-M) / Σ l·e^(m-M).
-// Block: one kv head's group of HEADS query heads (y) and one split (x); 256 threads; 64 keys a step:
-// four threads a key for the scores, a warp for eight keys for the values.
+// The splits are a function of the position alone (split.cuh), so the result is too. RoPE of q and k and
+// the append to the cache happen here. attention_merge joins the splits:  out = Σ o·e^(m-M) / Σ l·e^(m-M).
+// Grid: x over splits of CLUSTER blocks each, y over kv heads' groups of HEADS query heads. A warp takes
+// every WARPS · CLUSTER-th step of 16 keys of the split through its own ring of SLOTS steps, on tensor
+// cores (rows are heads; q and the probabilities in halves, as in prefill). The warps' results are joined
+// in shared memory, the blocks' in distributed shared memory (CLUSTER > 1: sm_90), in order.
 #include "kv_page.cuh"
 
 struct AttentionDecodeArgs {
@@ -15,140 +17,215 @@ struct AttentionDecodeArgs {
   const float2* table;    // RoPE
   const int* position;
   KvCache cache;
-  int n_pairs, window, split_keys, max_splits, groups;   // groups: blocks a kv head
+  int n_pairs, window, least_keys, max_splits, groups;   // groups: blocks a kv head
   float scale;
 };
 
-template <int HD, int HEADS, int PAIRS>
+// Place of 16-byte chunk c of a row of `chunks` so that eight rows' equal chunks lie in eight banks.
+template <int CHUNKS>
+INLINE int swizzled_chunk(int row, int c) {
+  constexpr int BITS = CHUNKS % 8 == 0 ? 3 : CHUNKS % 4 == 0 ? 2 : 1;
+  return c ^ (row >> (3 - BITS) & ((1 << BITS) - 1));
+}
+
+INLINE void cluster_arrive() {
+#if HAS_BULK_COPY
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+INLINE void cluster_wait() {
+#if HAS_BULK_COPY
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+// Store to the same place in the shared memory of the cluster's block `rank`.
+INLINE void store_remote(float* at, int rank, float value) {
+#if HAS_BULK_COPY
+  u32 remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(at)), "r"(rank));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
+#endif
+}
+
+template <int HD, int HEADS, int PAIRS, int WARPS, int SLOTS, int CLUSTER>
 INLINE void attention_decode(const AttentionDecodeArgs& a) {
-  constexpr int STRIDE = HD + 8, VECTORS = HD / 8, COLUMNS = (HD + 63) / 64;
-  constexpr int TILE = PAGE * STRIDE, SUM_BYTES = 8 * HEADS * HD * 4, TILES_BYTES = 2 * TILE * 2;
-  __shared__ __align__(16) u8 space[SUM_BYTES > TILES_BYTES ? SUM_BYTES : TILES_BYTES];
+  constexpr int CHUNKS = HD / 8, THREADS = WARPS * 32, STEP = STEP_KEYS * HD, SIZE = HEADS * HD;
+  constexpr int SHARE = (SIZE + CLUSTER - 1) / CLUSTER;
+  extern __shared__ __align__(128) u8 space[];  // [warp][slot][keys, values][16][HD] halves, then the warps' sums
   __shared__ __align__(16) float q[HEADS][HD];
-  __shared__ float p[HEADS][PAGE], alpha[HEADS], running_max[HEADS], running_sum[HEADS];
-  u16* keys = (u16*)space;
-  u16* values = keys + TILE;
-  const int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31;
+  __shared__ __align__(16) u16 newest[2][HD];
+  __shared__ float2 warp_sums[WARPS][HEADS], block_sums[CLUSTER][HEADS];
+  __shared__ float block_out[CLUSTER > 1 ? CLUSTER * SHARE : 1];
+  const int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31, column = 2 * (lane & 3), row = lane >> 2;
   const int kv_head = blockIdx.y / a.groups, first_head = blockIdx.y * HEADS;
-  const int position = __ldcg(a.position), begin = first_page_key(position, a.window) + blockIdx.x * a.split_keys;
-  const int end = min(begin + a.split_keys, position + 1);  // keys [begin, end)
-  const bool newest = end == position + 1;
+  const int split = blockIdx.x / CLUSTER, rank = blockIdx.x % CLUSTER;
+  const int position = __ldcg(a.position), first_key = first_page_key(position, a.window);
+  const int split_keys = keys_a_split(position + 1 - first_key, a.max_splits, a.least_keys);
+  const int begin = first_key + split * split_keys, end = min(begin + split_keys, position + 1);
   if (begin > position) {
     wait_for_previous_kernel();
     release_next_kernel();
     return;
   }
-  auto fetch = [&](int key) {
-    const u16* from_k = kv_tile(a.cache, key, 0, kv_head);
-    const u16* from_v = kv_tile(a.cache, key, 1, kv_head);
-    for (int i = thread; i < PAGE * VECTORS; i += 256) {
-      const int row = i / VECTORS, c = i % VECTORS;
-      const bool valid = key + row < position;
-      copy16(keys + row * STRIDE + c * 8, from_k + row * HD + c * 8, valid);
-      copy16(values + row * STRIDE + c * 8, from_v + row * HD + c * 8, valid);
+  if (CLUSTER > 1) cluster_arrive();  // the others' shared memory may be written once all have started
+  const int steps = (end - begin + STEP_KEYS - 1) / STEP_KEYS, first_step = rank * WARPS + warp;
+  u16* ring = (u16*)space + warp * SLOTS * 2 * STEP;
+  auto fetch = [&](int step, int slot) {
+    if (step < steps) {
+      const int key = begin + step * STEP_KEYS;
+      const u16* from_k = kv_tile(a.cache, key, 0, kv_head) + key % PAGE * HD;
+      const u16* from_v = kv_tile(a.cache, key, 1, kv_head) + key % PAGE * HD;
+      u16* to = ring + slot * 2 * STEP;
+#pragma unroll
+      for (int n = 0; n < CHUNKS / 2; n++) {
+        const int i = n * 32 + lane, r = i / CHUNKS, place = r * HD + swizzled_chunk<CHUNKS>(r, i % CHUNKS) * 8;
+        copy16(to + place, from_k + i * 8, key + r < position);
+        copy16(to + STEP + place, from_v + i * 8, key + r < position);
+      }
     }
     copy_commit();
   };
-  fetch(begin);  // keys before this token are complete since the last one
+#pragma unroll
+  for (int s = 0; s < SLOTS; s++) fetch(first_step + s * WARPS * CLUSTER, s);  // earlier tokens' keys are complete
   const float2* table = a.table + (u64)position * a.n_pairs;
   wait_for_previous_kernel();
   release_next_kernel();
-  for (int i = thread; i < HEADS * HD; i += 256) q[i / HD][i % HD] = rotated<PAIRS>(a.q + (first_head + i / HD) * HD, i % HD, table, a.n_pairs) * a.scale;
-  u16 new_k = 0, new_v = 0;
-  if (newest && thread < HD) {
-    new_k = float_to_half(rotated<PAIRS>(a.k + kv_head * HD, thread, table, a.n_pairs));
-    new_v = float_to_half(__ldcg(a.v + kv_head * HD + thread));
-    if (blockIdx.y % a.groups == 0) {
-      kv_tile(a.cache, position, 0, kv_head)[position % PAGE * HD + thread] = new_k;
-      kv_tile(a.cache, position, 1, kv_head)[position % PAGE * HD + thread] = new_v;
-    }
-  }
-  if (thread < HEADS) running_max[thread] = NEGATIVE_INFINITY, running_sum[thread] = 0;
-  float2 acc[HEADS][COLUMNS];
 #pragma unroll
-  for (int h = 0; h < HEADS; h++)
+  for (int i = thread; i < SIZE; i += THREADS) q[i / HD][i % HD] = rotated<PAIRS>(a.q + (first_head + i / HD) * HD, i % HD, table, a.n_pairs) * a.scale;
+  if (end == position + 1)
 #pragma unroll
-    for (int c = 0; c < COLUMNS; c++) acc[h][c] = make_float2(0, 0);
-
-  for (int base = begin; base < end; base += PAGE) {
-    copy_wait<0>();
-    __syncthreads();
-    if (newest && base + PAGE > position && thread < HD) {
-      keys[position % PAGE * STRIDE + thread] = new_k;
-      values[position % PAGE * STRIDE + thread] = new_v;
-    }
-    if (newest && base + PAGE > position) __syncthreads();
-    const int key = thread >> 2, sub = thread & 3, at = base + key;
-    float score[HEADS];
-#pragma unroll
-    for (int h = 0; h < HEADS; h++) score[h] = 0;
-    for (int c = sub; c < VECTORS; c += 4) {
-      const uint4 packed = *(const uint4*)(keys + key * STRIDE + c * 8);
-      const float2 k0 = half2_to_floats(packed.x), k1 = half2_to_floats(packed.y), k2 = half2_to_floats(packed.z), k3 = half2_to_floats(packed.w);
-#pragma unroll
-      for (int h = 0; h < HEADS; h++) {
-        const float4 q0 = *(const float4*)&q[h][c * 8], q1 = *(const float4*)&q[h][c * 8 + 4];
-        score[h] += k0.x * q0.x + k0.y * q0.y + k1.x * q0.z + k1.y * q0.w + k2.x * q1.x + k2.y * q1.y + k3.x * q1.z + k3.y * q1.w;
+    for (int d = thread; d < HD; d += THREADS) {
+      newest[0][d] = float_to_half(rotated<PAIRS>(a.k + kv_head * HD, d, table, a.n_pairs));
+      newest[1][d] = float_to_half(__ldcg(a.v + kv_head * HD + d));
+      if (rank == 0 && blockIdx.y % a.groups == 0) {
+        kv_tile(a.cache, position, 0, kv_head)[position % PAGE * HD + d] = newest[0][d];
+        kv_tile(a.cache, position, 1, kv_head)[position % PAGE * HD + d] = newest[1][d];
       }
     }
-    const bool visible = at < end && (a.window <= 0 || at > position - a.window);
-#pragma unroll
-    for (int h = 0; h < HEADS; h++) {
-      score[h] += __shfl_xor_sync(~0u, score[h], 1);
-      score[h] += __shfl_xor_sync(~0u, score[h], 2);
-      if (sub == 0) p[h][key] = visible ? score[h] : NEGATIVE_INFINITY;
-    }
-    __syncthreads();
-    for (int h = warp; h < HEADS; h += 8) {
-      const float s0 = p[h][lane], s1 = p[h][lane + 32], before = running_max[h];
-      const float best = fmaxf(before, warp_max(fmaxf(s0, s1)));
-      const float e0 = s0 > NEGATIVE_INFINITY ? __expf(s0 - best) : 0.f, e1 = s1 > NEGATIVE_INFINITY ? __expf(s1 - best) : 0.f;
-      const float sum = warp_sum(e0 + e1), shrink = before > NEGATIVE_INFINITY ? __expf(before - best) : 0.f;
-      p[h][lane] = e0;
-      p[h][lane + 32] = e1;
-      __syncwarp();
-      if (lane == 0) alpha[h] = shrink, running_sum[h] = running_sum[h] * shrink + sum, running_max[h] = best;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int h = 0; h < HEADS; h++) {
-      const float shrink = alpha[h];
-#pragma unroll
-      for (int c = 0; c < COLUMNS; c++) acc[h][c].x *= shrink, acc[h][c].y *= shrink;
-    }
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const int row = warp * 8 + i;
-      if (base + row < end)
-#pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-          const int d = c * 64 + lane * 2;
-          if (d < HD) {
-            const float2 value = half2_to_floats(*(const u32*)(values + row * STRIDE + d));
-#pragma unroll
-            for (int h = 0; h < HEADS; h++) acc[h][c].x += p[h][row] * value.x, acc[h][c].y += p[h][row] * value.y;
-          }
-        }
-    }
-    __syncthreads();
-    if (base + PAGE < end) fetch(base + PAGE);
-  }
-  float* partial = (float*)space;  // [warp][HEADS][HD]
-#pragma unroll
-  for (int h = 0; h < HEADS; h++)
-#pragma unroll
-    for (int c = 0; c < COLUMNS; c++) {
-      const int d = c * 64 + lane * 2;
-      if (d < HD) *(float2*)(partial + (warp * HEADS + h) * HD + d) = acc[h][c];
-    }
   __syncthreads();
-  for (int i = thread; i < HEADS * HD; i += 256) {
-    float sum = 0;
+  u32 fq[HD / 16][4];
 #pragma unroll
-    for (int w = 0; w < 8; w++) sum += partial[w * HEADS * HD + i];
-    a.out[((u64)(first_head + i / HD) * a.max_splits + blockIdx.x) * HD + i % HD] = sum;
+  for (int kk = 0; kk < HD / 16; kk++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const float2 v = row < HEADS ? *(const float2*)&q[row < HEADS ? row : 0][kk * 16 + half * 8 + column] : make_float2(0, 0);
+      fq[kk][2 * half] = floats_to_half2(v.x, v.y);
+      fq[kk][2 * half + 1] = 0;  // rows 8..15 are empty
+    }
+  float acc[CHUNKS][4], best = NEGATIVE_INFINITY, sum = 0;
+#pragma unroll
+  for (int j = 0; j < CHUNKS; j++)
+#pragma unroll
+    for (int c = 0; c < 4; c++) acc[j][c] = 0;
+
+  for (int step = first_step, n = 0; step < steps; step += WARPS * CLUSTER, n++) {
+    copy_wait<SLOTS - 1>();
+    __syncwarp();
+    const int key = begin + step * STEP_KEYS, slot = n % SLOTS;
+    u16* keys = ring + slot * 2 * STEP;
+    u16* values = keys + STEP;
+    if (position - key < STEP_KEYS) {
+      const int r = position - key;
+      if (lane < CHUNKS) *(uint4*)(keys + r * HD + swizzled_chunk<CHUNKS>(r, lane) * 8) = *(const uint4*)&newest[0][lane * 8];
+      else if (lane < 2 * CHUNKS) *(uint4*)(values + r * HD + swizzled_chunk<CHUNKS>(r, lane - CHUNKS) * 8) = *(const uint4*)&newest[1][(lane - CHUNKS) * 8];
+      __syncwarp();
+    }
+    float s[2][4];
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+      for (int c = 0; c < 4; c++) s[j][c] = 0;
+    const int key_row = (lane & 7) + ((lane >> 4) << 3);
+#pragma unroll
+    for (int kk = 0; kk < HD / 16; kk++) {
+      u32 fk[4];
+      load_matrix4(fk, shared_address(keys + key_row * HD + swizzled_chunk<CHUNKS>(key_row, kk * 2 + (lane >> 3 & 1)) * 8));
+      mma16816(s[0], fq[kk], fk[0], fk[1]);
+      mma16816(s[1], fq[kk], fk[2], fk[3]);
+    }
+    float now = best;
+    bool visible[2][2];
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+      for (int c = 0; c < 2; c++) {
+        const int at = key + j * 8 + column + c;
+        visible[j][c] = at < end && (a.window <= 0 || at > position - a.window);
+        if (visible[j][c]) now = fmaxf(now, s[j][c]);
+      }
+    now = fmaxf(now, __shfl_xor_sync(~0u, now, 1));
+    now = fmaxf(now, __shfl_xor_sync(~0u, now, 2));
+    const float shrink = __expf(best - now);
+    best = now, sum *= shrink;
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+      for (int c = 0; c < 2; c++) sum += s[j][c] = visible[j][c] ? __expf(s[j][c] - now) : 0.f;
+    const u32 p[4] = {floats_to_half2(s[0][0], s[0][1]), 0, floats_to_half2(s[1][0], s[1][1]), 0};
+#pragma unroll
+    for (int j = 0; j < CHUNKS; j++) acc[j][0] *= shrink, acc[j][1] *= shrink;
+#pragma unroll
+    for (int j = 0; j < CHUNKS / 2; j++) {
+      u32 fv[4];
+      load_matrix4_transposed(fv, shared_address(values + (lane & 15) * HD + swizzled_chunk<CHUNKS>(lane & 15, j * 2 + (lane >> 4)) * 8));
+      mma16816(acc[2 * j], p, fv[0], fv[1]);
+      mma16816(acc[2 * j + 1], p, fv[2], fv[3]);
+    }
+    __syncwarp();
+    fetch(step + SLOTS * WARPS * CLUSTER, slot);
   }
-  if (thread < HEADS) a.sums[(first_head + thread) * a.max_splits + blockIdx.x] = make_float2(running_max[thread], running_sum[thread]);
+  sum += __shfl_xor_sync(~0u, sum, 1);
+  sum += __shfl_xor_sync(~0u, sum, 2);
+  copy_wait<0>();
+  __syncthreads();
+  float* partial = (float*)space;  // [warp][HEADS][HD]
+  if (row < HEADS) {
+#pragma unroll
+    for (int j = 0; j < CHUNKS; j++) *(float2*)(partial + (warp * HEADS + row) * HD + j * 8 + column) = make_float2(acc[j][0], acc[j][1]);
+    if (column == 0) warp_sums[warp][row] = make_float2(best, sum);
+  }
+  __syncthreads();
+  if (CLUSTER > 1) cluster_wait();
+#pragma unroll
+  for (int i = thread; i < SIZE; i += THREADS) {
+    const int h = i / HD, d = i % HD;
+    float most = NEGATIVE_INFINITY, v = 0, total = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) most = fmaxf(most, warp_sums[w][h].x);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+      const float e = __expf(warp_sums[w][h].x - most);
+      v += e * partial[(w * HEADS + h) * HD + d];
+      total += e * warp_sums[w][h].y;
+    }
+    if (CLUSTER > 1) {
+      store_remote(block_out + rank * SHARE + i % SHARE, i / SHARE, v);
+      if (d < CLUSTER) store_remote(&block_sums[rank][h].x, d, most), store_remote(&block_sums[rank][h].y, d, total);
+    } else {
+      a.out[((u64)(first_head + h) * a.max_splits + split) * HD + d] = v;
+      if (d == 0) a.sums[(first_head + h) * a.max_splits + split] = make_float2(most, total);
+    }
+  }
+  if (CLUSTER == 1) return;
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();
+#pragma unroll
+  for (int i = thread; i < SHARE; i += THREADS) {
+    const int at = rank * SHARE + i, h = at / HD;
+    if (at >= SIZE) break;
+    float most = NEGATIVE_INFINITY, v = 0, total = 0;
+#pragma unroll
+    for (int c = 0; c < CLUSTER; c++) most = fmaxf(most, block_sums[c][h].x);
+#pragma unroll
+    for (int c = 0; c < CLUSTER; c++) {
+      const float e = __expf(block_sums[c][h].x - most);
+      v += e * block_out[c * SHARE + i];
+      total += e * block_sums[c][h].y;
+    }
+    a.out[((u64)(first_head + h) * a.max_splits + split) * HD + at % HD] = v;
+    if (at % HD == 0) a.sums[(first_head + h) * a.max_splits + split] = make_float2(most, total);
+  }
 }
 
 constexpr int MOST_SPLITS = 256;
@@ -159,7 +236,7 @@ struct AttentionMergeArgs {
   const float* sinks;     // [n_heads] or null
   const int* position;
   float* out;             // [n_heads · head_dim]
-  int head_dim, window, split_keys, max_splits;
+  int head_dim, window, least_keys, max_splits;
 };
 
 // A block a head: a warp finds the scale of each split, then four groups of 128 threads, a thread a
@@ -167,7 +244,8 @@ struct AttentionMergeArgs {
 ENTRY __launch_bounds__(512) attention_merge(const __grid_constant__ AttentionMergeArgs a) {
   __shared__ float scale[MOST_SPLITS], part[4][128], inverse;
   const int head = blockIdx.x, d = threadIdx.x & 127, group = threadIdx.x >> 7, position = __ldcg(a.position);
-  const int n_splits = min((position - first_page_key(position, a.window)) / a.split_keys + 1, MOST_SPLITS);
+  const int n_keys = position + 1 - first_page_key(position, a.window);
+  const int n_splits = (n_keys - 1) / keys_a_split(n_keys, a.max_splits, a.least_keys) + 1;
   wait_for_previous_kernel();
   release_next_kernel();
   const float2* sums = a.sums + head * a.max_splits;

@@ -24,6 +24,11 @@ class DeviceLimits:
         """Programmatic dependent launch exists from sm_90 on."""
         return int(self.architecture.removeprefix("sm_")) >= 90
 
+    @property
+    def has_clusters(self) -> bool:
+        """Blocks can form clusters and reach each other's shared memory from sm_90 on."""
+        return self.has_dependent_launch
+
 
 @dataclass(frozen=True)
 class Kernel:

@@ -11,8 +11,10 @@ typedef unsigned long long u64;
 #define ENTRY extern "C" __global__ void
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define HAS_BULK_COPY 1
+#define IN_CLUSTERS_OF(n) __cluster_dims__(n, 1, 1)
 #else
 #define HAS_BULK_COPY 0
+#define IN_CLUSTERS_OF(n)
 #endif
 
 #ifndef INFINITY

@@ -7,36 +7,11 @@
 // A block makes BM x 128 of out with 8 warps (BM 128: 64 x 32 each; BM 32: 32 x 16), 64 of k a step: x by
 // cp.async in three stages; weights through registers, AHEAD steps early, to two stages. Every sum runs
 // over k in order, whatever m and BM are. Grid: x over m (experts: over their parts of BM), y over n.
-#include "dequantize.cuh"
+#include "gemm.cuh"
 
-enum Epilogue { STORE, ADD, SILU, CLAMPED };
-enum Grouping { DENSE, EXPERT_IN, EXPERT_OUT };
-
-struct GemmArgs {
-  const u16* x;
-  const u8* tiles[3];         // up to three matrices over the same x
-  float* out[3];
-  const float* bias[3];       // [n], experts [n_experts, n], or null
-  u16* half_out;
-  const int* entries;         // experts: entry (token · chosen + choice) of each sorted row
-  const int* first_row;       // experts: [n_experts + 1] first sorted row of each
-  const float* routing;       // EXPERT_OUT: weight of each entry
-  u64 expert_bytes;
-  int columns[3], out_stride[3], column_blocks[3];  // column_blocks: running count
-  int m, k, tile_rows, n_experts, chosen;
-};
-
-constexpr int MAX_EXPERTS = 256, BN = 128, BK = 64, A_STAGES = 3, B_BYTES = BN * BK * 2;
+constexpr int BN = 128, BK = 64, A_STAGES = 3, B_BYTES = BN * BK * 2;
 
 INLINE u32 swizzled(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
-
-template <int EPILOGUE>
-INLINE float gated(float gate, float up) {
-  if (EPILOGUE == SILU) return gate / (1.f + __expf(-gate)) * up;
-  gate = fminf(gate, 7.f);
-  up = fminf(fmaxf(up, -7.f), 7.f);
-  return gate / (1.f + __expf(-1.702f * gate)) * (up + 1.f);
-}
 
 template <int T, int EPILOGUE, int GROUPING, int BM>
 INLINE void gemm(const GemmArgs& a) {

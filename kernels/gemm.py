@@ -1,14 +1,14 @@
-"""Launchers of gemm.cu and gemm_float.cu: linears over a chunk of tokens."""
+"""Launchers of gemm.cu, gemm_few.cu and gemm_float.cu: linears over a chunk of tokens."""
 
 import ctypes
 from dataclasses import dataclass
 from typing import Literal
 
 from kernels.arrays import DeviceArray, require
-from kernels.context import Kernel, Launcher
+from kernels.context import DeviceLimits, Kernel, Launcher
 from kernels.driver import LaunchShape
 from kernels.errors import KernelArgumentError
-from kernels.matrix import PackedMatrix
+from kernels.matrix import PackedMatrix, tile_bytes
 from kernels.moe import Routing
 from kernels.structure import INT, POINTER, U64, fields
 
@@ -21,6 +21,14 @@ _SHARED_BYTES = {rows: 3 * rows * 64 * 2 + 2 * _COLUMNS * 64 * 2 for rows in (32
 _ROUTER_ROWS = 64
 _DENSE_BLOCKS, _EXPERT_BLOCKS = 2, {32: 4, 128: 2}
 _GATED = ("SILU", "CLAMPED")
+FEW_TOKENS = 64
+_GROUP_ROWS = 16
+_FEW_WARPS = 8
+_FEW_STATIC_BYTES = 1152
+_MULTIPROCESSOR_BYTES, _RESERVED_BYTES = 228 << 10, 1 << 10
+_MOST_SLOTS = 4
+_FEW_DENSE = ((16, 2, 2), (16, 1, 1), (8, 2, 1), (8, 1, 1))
+_FEW_EXPERTS = ((8, 2, 2), (8, 1, 2), (8, 1, 1))
 
 
 class GemmArguments(ctypes.Structure):
@@ -36,7 +44,7 @@ class GemmArguments(ctypes.Structure):
         ("columns", INT * 3),
         ("out_stride", INT * 3),
         ("column_blocks", INT * 3),
-        *fields(INT, "m k tile_rows n_experts chosen"),
+        *fields(INT, "m k tile_rows n_experts chosen slots"),
     ]
 
 
@@ -74,6 +82,58 @@ class GemmVariant:
 
 
 @dataclass(frozen=True)
+class FewTuning:
+    """gemm_few.cu: rows of x a part, blocks a multiprocessor, groups of weights in flight."""
+
+    rows: int
+    blocks: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class FewVariant:
+    """A template instance of gemm_few.cu."""
+
+    type: str
+    epilogue: GemmEpilogue
+    grouping: Grouping
+    tuning: FewTuning
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel of this variant."""
+        t = self.tuning
+        entry = f"gemm_few_{self.type}_{self.epilogue}_{self.grouping}_{t.rows}_{t.blocks}"
+        code = (
+            f"ENTRY __launch_bounds__({32 * _FEW_WARPS}, {t.blocks}) "
+            f"{entry}(const __grid_constant__ GemmArgs a) "
+            f"{{ gemm_few<{self.type}, {self.epilogue}, {self.grouping}, {t.rows}>(a); }}"
+        )
+        return Kernel("gemm_few.cu", entry, code)
+
+
+def few_bytes(matrix: PackedMatrix, rows: int, slots: int) -> tuple[int, int]:
+    """(Dynamic, static) shared bytes of a block of gemm_few.cu."""
+    x = rows * (-(-matrix.k // 128) * 256 + 32)
+    group = tile_bytes(matrix.type, matrix.tile_rows, matrix.k) * (_GROUP_ROWS // matrix.tile_rows)
+    partial = 2 * _FEW_WARPS * _GROUP_ROWS * rows * 4
+    return x + slots * group, partial + _FEW_STATIC_BYTES
+
+
+def few_tuning(limits: DeviceLimits, matrix: PackedMatrix, grouping: Grouping) -> FewTuning | None:
+    """The first of a few tunings, best first, that fits; None if the weights' rows are too long.
+
+    Depends on the matrix and the device alone, so a row's result does not depend on the others.
+    """
+    for rows, blocks, least_slots in _FEW_EXPERTS if grouping != "DENSE" else _FEW_DENSE:
+        room = min(limits.shared_bytes, _MULTIPROCESSOR_BYTES // blocks - _RESERVED_BYTES)
+        for slots in range(_MOST_SLOTS, least_slots - 1, -1):
+            if sum(few_bytes(matrix, rows, slots)) <= room:
+                return FewTuning(rows, blocks, slots)
+    return None
+
+
+@dataclass(frozen=True)
 class GemmOutput:
     """One matrix over the shared x: where its result goes, and its bias f32[rows]."""
 
@@ -103,6 +163,13 @@ def gemm(
             raise KernelArgumentError(f"gemm: {output.matrix.type} beside {first.type}")
         pointer = require("bias", bias, "f32", (output.matrix.rows,)) if bias else 0
         _add_output(arguments, output, (m, epilogue), pointer)
+    few = few_tuning(launcher.limits, first, "DENSE") if m < FEW_TOKENS else None
+    if few:
+        parts = -(-m // few.rows)
+        _launch_few(
+            launcher, FewVariant(first.type, epilogue, "DENSE", few), first, arguments, parts
+        )
+        return
     rows = _FEW_ROWS if m <= 2 * _FEW_ROWS else _MANY_ROWS
     variant = GemmVariant(first.type, epilogue, "DENSE", rows)
     grid = (-(-m // rows), arguments.column_blocks[2])
@@ -131,6 +198,25 @@ def _add_output(
         arguments.column_blocks[segment] = before + blocks
     arguments.expert_bytes, arguments.k = matrix.expert_bytes, matrix.k
     arguments.tile_rows = matrix.tile_rows
+
+
+def _launch_few(
+    launcher: Launcher,
+    variant: FewVariant,
+    matrix: PackedMatrix,
+    arguments: GemmArguments,
+    parts: int,
+) -> None:
+    """Count columns in groups of 16, and give every block a share of the jobs."""
+    tuning, groups = variant.tuning, 0
+    for segment, n in enumerate(arguments.columns):
+        groups += -(-n // _GROUP_ROWS)
+        arguments.column_blocks[segment] = groups
+    arguments.slots = tuning.slots
+    dynamic, _ = few_bytes(matrix, tuning.rows, tuning.slots)
+    n_blocks = min(parts * groups, tuning.blocks * launcher.limits.n_multiprocessors)
+    shape = LaunchShape((n_blocks, 1), 32 * _FEW_WARPS, dynamic)
+    launcher.launch(variant.kernel, shape, arguments)
 
 
 @dataclass(frozen=True)
@@ -164,6 +250,12 @@ def grouped_gemm(launcher: Launcher, x: DeviceArray, out: DeviceArray, spec: Gro
     )
     bias = require("bias", spec.bias, "f32", (matrix.n_experts, matrix.rows))
     _add_output(arguments, GemmOutput(matrix, out), (entries, spec.epilogue), bias)
+    few = few_tuning(launcher.limits, matrix, spec.grouping)
+    if few and spec.n_tokens < FEW_TOKENS:
+        few_variant = FewVariant(matrix.type, spec.epilogue, spec.grouping, few)
+        parts = min(entries, matrix.n_experts + entries // few.rows)
+        _launch_few(launcher, few_variant, matrix, arguments, parts)
+        return
     rows = _FEW_ROWS if 2 * entries <= _FEW_ROWS * matrix.n_experts else _MANY_ROWS
     grid = (min(entries, entries // rows + matrix.n_experts), -(-matrix.rows // _COLUMNS))
     variant = GemmVariant(matrix.type, spec.epilogue, spec.grouping, rows)
@@ -193,7 +285,7 @@ def gemm_float(
         m, matrix.rows, matrix.k, matrix.padded_k, matrix.tile_rows, x.stride, out.stride, int(add),
     )  # fmt: skip
     if matrix.rows <= _ROUTER_ROWS and matrix.type == "F32":
-        rows_shape = LaunchShape((-(-m // 4), 1), 256)
+        rows_shape = LaunchShape((-(-m // 4), -(-matrix.rows // 8)), 256)
         launcher.launch(Kernel("gemm_float.cu", "router_float"), rows_shape, arguments)
         return
     kernel = Kernel("gemm_float.cu", f"gemm_float_{matrix.type}")

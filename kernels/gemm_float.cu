@@ -1,7 +1,7 @@
 // Linear over float32, float16 or bfloat16 weights (routers, small exact models): plain float32.
 //   out[m, n] (+)= x[m, k] · weight[n, k]ᵀ + bias
 // gemm_float:   a block makes 64 x 64 of out, a thread 4 x 4, 16 of k a step. Grid: x over m, y over n.
-// router_float: few float32 rows of weights; a block four rows of x, a warp every eighth weight row.
+// router_float: few float32 rows of weights; a block four rows of x, a warp every (8 · grid y)-th weight row.
 #include "tile.cuh"
 
 struct GemmFloatArgs {
@@ -62,7 +62,7 @@ ENTRY __launch_bounds__(256) router_float(const __grid_constant__ GemmFloatArgs 
   const float4* x[ROWS];
 #pragma unroll
   for (int r = 0; r < ROWS; r++) x[r] = (const float4*)(a.x + (u64)min(m0 + r, a.m - 1) * a.x_stride);
-  for (int row = warp; row < a.n; row += 8) {
+  for (int row = blockIdx.y * 8 + warp; row < a.n; row += 8 * gridDim.y) {
     const u8* tile = a.tiles + (u64)(row / a.tile_rows) * tile_bytes(F32, a.tile_rows, a.padded_k);
     const float4* weights = (const float4*)(tile + (row % a.tile_rows) * quant_bytes(F32, a.padded_k));
     float acc[ROWS] = {};

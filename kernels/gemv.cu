@@ -11,6 +11,7 @@
 // Variants are named gemv<type of segments 0 and 1, of segment 2, K, R, WARPS, SLOTS, prologue, epilogue,
 // experts, chosen>; the launcher writes one entry for each that a model needs.
 #include "activation.cuh"
+#include "split.cuh"
 #include "stream.cuh"
 
 enum Prologue { PLAIN, NORM, ATTENTION, EXPERT_IN, EXPERT_OUT_PRO };
@@ -34,14 +35,11 @@ struct GemvArgs {
   u64 expert_bytes;
   int tile_end[3];           // running count of tiles after each segment
   int rows[3];
-  int head_dim, window, split_keys, n_partials, router_width, real_k;
+  int head_dim, window, least_keys, n_partials, router_width, real_k;
   float eps;
 };
 
 constexpr int MAX_SPLITS = 8;  // of attention merged in a prologue
-
-// First key that the window lets position p see, down to a page of 64.
-INLINE int first_page_key(int position, int window) { return window > 0 && position + 1 > window ? (position + 1 - window) & ~63 : 0; }
 
 // The CHOSEN best of 32 router logits, lower expert first among equals, softmax over them; every warp alike.
 template <int WARPS, int CHOSEN>
@@ -80,7 +78,8 @@ INLINE void choose_experts(const GemvArgs& a, float* scratch, int* chosen, float
 // Four consecutive columns of the merged attention output.
 INLINE float4 merged_attention(const GemvArgs& a, int column) {
   const int head = column / a.head_dim, d = column % a.head_dim, position = __ldcg(a.position);
-  const int n_splits = (position - first_page_key(position, a.window)) / a.split_keys + 1;
+  const int n_keys = position + 1 - first_page_key(position, a.window);
+  const int n_splits = (n_keys - 1) / keys_a_split(n_keys, MAX_SPLITS, a.least_keys) + 1;
   const float sink = a.sinks ? __ldg(a.sinks + head) : NEGATIVE_INFINITY;
   float2 ms[MAX_SPLITS];
   float4 o[MAX_SPLITS], v = make_float4(0, 0, 0, 0);

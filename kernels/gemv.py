@@ -31,7 +31,7 @@ class GemvArguments(ctypes.Structure):
         *fields(U64, "expert_bytes"),
         ("tile_end", INT * 3),
         ("rows", INT * 3),
-        *fields(INT, "head_dim window split_keys n_partials router_width real_k"),
+        *fields(INT, "head_dim window least_keys n_partials router_width real_k"),
         *fields(FLOAT, "eps"),
     ]
 
@@ -145,7 +145,7 @@ class SplitInput:
     position: DeviceArray
     head_dim: int
     window: int
-    split_keys: int
+    least_keys: int
     sinks: DeviceArray | None = None
 
 
@@ -294,7 +294,7 @@ class Gemv:
             a.split_sums, a.position = self.split.sums.pointer, self.split.position.pointer
             a.sinks = self.split.sinks.pointer if self.split.sinks else None
             a.head_dim, a.window = self.split.head_dim, self.split.window
-            a.split_keys = self.split.split_keys
+            a.least_keys = self.split.least_keys
         if self.choice:
             a.partials, a.n_partials = self.choice.partials.pointer, self.choice.n_partials
             a.router_bias, a.eps = self.choice.bias.pointer, self.choice.eps

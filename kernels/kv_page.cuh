@@ -1,7 +1,7 @@
 // KV cache pages: 64 positions of every layer. Inside a page: layer, then keys before values, then
 // kv head, then [64][head_dim] halves, so that one head's page is one contiguous tile.
 #pragma once
-#include "device.cuh"
+#include "split.cuh"
 
 constexpr int PAGE = 64;
 
@@ -28,5 +28,3 @@ INLINE float rotated(const float* row, int d, const float2* table, int n_pairs) 
   const float2 cs = __ldg(table + pair);
   return first ? x * cs.x - other * cs.y : x * cs.x + other * cs.y;
 }
-// First key that the window lets position p see, down to a page.
-INLINE int first_page_key(int position, int window) { return window > 0 && position + 1 > window ? (position + 1 - window) & ~(PAGE - 1) : 0; }

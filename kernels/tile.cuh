@@ -36,35 +36,49 @@ struct RawBlock {
   u32 scale, scale2;
 };
 
-// 16 bytes, and the 128 bytes around them into L2: the next steps read the same rows further on.
-INLINE uint4 load_ahead(const u8* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-  return v;
-}
+// How a block is read: from global memory, each 16 bytes fetching the 128 around them into L2 (the next
+// steps read the same rows further on), or from a tile in shared memory.
+struct GlobalReader {
+  INLINE static uint4 load16(const u8* p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+  }
+  template <class V>
+  INLINE static V load(const u8* p) {
+    return __ldg((const V*)p);
+  }
+};
+struct SharedReader {
+  INLINE static uint4 load16(const u8* p) { return *(const uint4*)p; }
+  template <class V>
+  INLINE static V load(const u8* p) {
+    return *(const V*)p;
+  }
+};
 
-template <int T>
+template <int T, class R = GlobalReader>
 INLINE RawBlock load_block(const u8* tile, int tile_rows, int k, int row, int block) {
   RawBlock raw;
   const u8* quants = tile + row * quant_bytes(T, k) + block * block_stride(T);
-  raw.quants = load_ahead(quants);
-  if (T == Q8_0) raw.more = load_ahead(quants + k / 2);
+  raw.quants = R::load16(quants);
+  if (T == Q8_0) raw.more = R::load16(quants + k / 2);
   const u8* high = tile + tile_rows * quant_bytes(T, k) + row * high_bytes(T, k) + block * high_bytes(T, 32);
-  if (has_fifth_bit(T)) raw.high.x = __ldg((const u32*)high);
-  if (T == Q6_K) raw.high = __ldg((const uint2*)high);
+  if (has_fifth_bit(T)) raw.high.x = R::template load<u32>(high);
+  if (T == Q6_K) raw.high = R::template load<uint2>(high);
   const u8* scales = tile + tile_rows * (quant_bytes(T, k) + high_bytes(T, k)) + row * scale_bytes(T, k);
-  if (T == Q4_0 || T == Q5_0 || T == Q8_0) raw.scale = __ldg((const u16*)scales + block);
-  if (T == Q4_1 || T == Q5_1) raw.scale = __ldg((const u32*)scales + block);
-  if (T == MXFP4) raw.scale = __ldg(scales + block);
+  if (T == Q4_0 || T == Q5_0 || T == Q8_0) raw.scale = R::template load<u16>(scales + 2 * block);
+  if (T == Q4_1 || T == Q5_1) raw.scale = R::template load<u32>(scales + 4 * block);
+  if (T == MXFP4) raw.scale = R::template load<u8>(scales + block);
   if (T == Q4_K || T == Q5_K) {
     const u8* record = scales + (block >> 3) * 16;
     const int j = block & 7;
-    raw.scale = __ldg((const u32*)record);
-    raw.scale2 = __ldg(record + 4 + j) | ((__ldg(record + 12 + (j >> 1)) >> (4 * (j & 1))) & 15u) << 8;
+    raw.scale = R::template load<u32>(record);
+    raw.scale2 = R::template load<u8>(record + 4 + j) | ((R::template load<u8>(record + 12 + (j >> 1)) >> (4 * (j & 1))) & 15u) << 8;
   }
   if (T == Q6_K) {
-    raw.scale = __ldg((const u16*)scales + block);
-    raw.scale2 = __ldg((const u16*)(tile + tile_rows * (quant_bytes(T, k) + high_bytes(T, k) + scale_bytes(T, k)) + row * super_bytes(T, k)) + (block >> 3));
+    raw.scale = R::template load<u16>(scales + 2 * block);
+    raw.scale2 = R::template load<u16>(tile + tile_rows * (quant_bytes(T, k) + high_bytes(T, k) + scale_bytes(T, k)) + row * super_bytes(T, k) + 2 * (block >> 3));
   }
   return raw;
 }

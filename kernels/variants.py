@@ -1,8 +1,13 @@
 """One compilation unit of each source with variants that cover every type and template branch."""
 
-from kernels.attention import AttentionShape, attention_decode_kernel, attention_prefill_kernel
+from kernels.attention import (
+    AttentionShape,
+    DecodeTuning,
+    attention_decode_kernel,
+    attention_prefill_kernel,
+)
 from kernels.compile import Unit, source_names
-from kernels.gemm import GemmVariant
+from kernels.gemm import FewTuning, FewVariant, GemmVariant
 from kernels.matrix import TILE_FORMATS
 
 _GEMV_BRANCHES = (
@@ -40,11 +45,23 @@ def _gemm_entries() -> tuple[str, ...]:
     return tuple(v.kernel.code for v in variants)
 
 
+def _gemm_few_entries() -> tuple[str, ...]:
+    tuning = FewTuning(8, 2, 2)
+    quantized = [t for t, form in TILE_FORMATS.items() if not form.is_float]
+    variants = [FewVariant(t, "STORE", "DENSE", FewTuning(16, 1, 1)) for t in quantized]
+    variants += [FewVariant("Q4_K", "ADD", "DENSE", tuning)]
+    variants += [FewVariant("Q4_K", "SILU", "DENSE", tuning)]
+    variants += [FewVariant("MXFP4", "CLAMPED", "EXPERT_IN", tuning)]
+    variants += [FewVariant("MXFP4", "STORE", "EXPERT_OUT", tuning)]
+    return tuple(v.kernel.code for v in variants)
+
+
 def _decode_entries() -> tuple[str, ...]:
     shapes = (AttentionShape(8, 1, 64, 1.0), AttentionShape(1, 1, 96, 1.0))
-    kernels = [attention_decode_kernel(s, "half") for s in shapes]
-    kernels += [attention_decode_kernel(AttentionShape(7, 1, 128, 1.0), "adjacent")]
-    kernels += [attention_decode_kernel(AttentionShape(3, 1, 80, 1.0), "none")]
+    kernels = [attention_decode_kernel(s, "half", DecodeTuning(4, 1)) for s in shapes]
+    shape = AttentionShape(7, 1, 128, 1.0)
+    kernels += [attention_decode_kernel(shape, "adjacent", DecodeTuning(4, 2, 8))]
+    kernels += [attention_decode_kernel(AttentionShape(3, 1, 80, 1.0), "none", DecodeTuning(8, 2))]
     return tuple(k.code for k in kernels)
 
 
@@ -53,6 +70,7 @@ def representative_units() -> list[Unit]:
     entries = {
         "gemv.cu": _gemv_entries(),
         "gemm.cu": _gemm_entries(),
+        "gemm_few.cu": _gemm_few_entries(),
         "attention_decode.cu": _decode_entries(),
         "attention_prefill.cu": tuple(
             attention_prefill_kernel(head_dim).code for head_dim in (16, 64, 80, 96, 128)

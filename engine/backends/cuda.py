@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends import Checkpoint, LoadOptions, MemoryReport, Progress
+from engine.backends.cuda_bandwidth import read_gb_per_s
 from engine.backends.cuda_buffers import Buffers
 from engine.backends.cuda_decode import BUCKETS, DecodeBuilder, DecodeGraphs, bucket_of
 from engine.backends.cuda_device import import_cupy, open_device
@@ -23,6 +24,7 @@ from engine.backends.cuda_memory import Allocation, DevicePool
 from engine.backends.cuda_model import Bound, BoundAttention, BoundLinear, ModelBuilder
 from engine.backends.cuda_plan import plan
 from engine.backends.cuda_prefill import Chunk, ChunkExecutor
+from engine.backends.cuda_tail import TailGraphs
 from engine.backends.cuda_weights import WeightLoader
 from engine.backends.prompt_bounds import check_token_ids
 from engine.errors import DeviceError, OutOfMemory
@@ -97,7 +99,7 @@ class CudaRuntime:
     # --- loading
 
     def load_weights(self, file: GGUFFile, progress: Progress) -> None:
-        """Plan the program, upload what it needs, and capture the first decode graph."""
+        """Plan the program, upload what it needs, and capture decoding."""
         with device_errors("loading the model"):
             self._plan = plan(self.program, lambda name: file.tensors[name].type)
             self._require_memory(file)
@@ -154,6 +156,7 @@ class CudaRuntime:
         self._position = DeviceArray(state.pointer + 4, "i32", (1,))
         self._first = memory.array((1,), "i32", "workspace")
         self._ids = memory.array((self._chunk_tokens,), "i32", "workspace")
+        memory.zero(self._ids)
         n_pages = -(-self.context_length // PAGE_TOKENS)
         self._page_table = memory.array((n_pages,), "u64", "workspace")
         self._logit_rows = memory.array((HEAD_ROWS, vocab), "f32", "workspace")
@@ -176,7 +179,7 @@ class CudaRuntime:
         return KvPages(self._page_table, self._page_bytes, layer * self._layer_bytes)
 
     def _prepare(self) -> None:
-        """Compile every kernel that prefill and decode need, and capture the first graph."""
+        """Compile every kernel that prefill and decode need, and capture decoding."""
         shared: dict[str, DeviceArray] = {}
         one = Chunk(1, self._token, self._position, self._pages)
 
@@ -194,8 +197,9 @@ class CudaRuntime:
         self._head_launches = build(self._head, 0)
         self._graphs = DecodeGraphs(self._stream, self._context, step)
         self._executor = ChunkExecutor(self._context, self._rows)
+        self._tails = TailGraphs(self._stream, self._context, self._queue_body, self.context_length)
         with self._context.recording() as kernels:
-            for rows in (1, self._chunk_tokens):
+            for rows in (1, PAGE_TOKENS, self._chunk_tokens):
                 self._run_steps(
                     Chunk(rows, self._ids.rows(0, rows), self._position, self._pages), _go_on
                 )
@@ -203,8 +207,7 @@ class CudaRuntime:
             self._sampler.mark_seen(self._context, self._token)
         self._context.prepare(kernels)
         for bucket in range(bucket_of(self.context_length - 1) + 1):
-            self._graphs.prepare(step(bucket))
-        self._graphs.capture(0)
+            self._graphs.capture(bucket)
 
     # --- facts
 
@@ -220,6 +223,11 @@ class CudaRuntime:
         """Every allocation, with the kind of memory that the driver says it is."""
         return list(self._memory.described())
 
+    def read_gb_per_s(self) -> float:
+        """Measured read bandwidth of the device's memory."""
+        with device_errors("reading memory"):
+            return read_gb_per_s(self._context, self._memory, self._stream)
+
     def verify_residency(self) -> None:
         """Raise DeviceError unless all memory held is plain device memory of this device."""
         with device_errors("residency"):
@@ -234,11 +242,17 @@ class CudaRuntime:
     def _chunks(
         self, sequence: CudaSequence, token_ids: Sequence[int], checkpoint: Checkpoint
     ) -> Iterator[tuple[int, int]]:
-        """Run the body chunk by chunk; yields (place in token_ids, tokens) of each."""
-        at = 0
-        while at < len(token_ids):
+        """Run the body chunk by chunk; yields (place in token_ids, tokens) of each.
+
+        What follows the last whole page is a chunk of its own: few rows have their own kernels, so
+        which kernels compute a row depends on its place in the sequence alone.
+        """
+        at, end = 0, len(token_ids)
+        tail = (sequence.n_tokens + end) % PAGE_TOKENS
+        while at < end:
             edge = self._chunk_tokens - sequence.n_tokens % self._chunk_tokens
-            size = min(edge, len(token_ids) - at)
+            whole_pages = end - at - tail
+            size = min(edge, whole_pages if whole_pages > 0 else end - at)
             checkpoint()
             self._run_chunk(sequence, token_ids[at : at + size], checkpoint)
             yield at, size
@@ -253,11 +267,18 @@ class CudaRuntime:
         self._memory.write(ids, np.array(token_ids, np.int32))
         self._memory.write(self._first, np.array([sequence.n_tokens], np.int32))
         try:
-            self._run_steps(Chunk(n, ids, self._first, self._pages), checkpoint)
+            if not self._tails.launch(sequence.n_tokens, n):
+                self._run_steps(Chunk(n, ids, self._first, self._pages), checkpoint)
         finally:
             self._stream.synchronize()
         sequence.n_tokens += n
         sequence.token_ids.extend(token_ids)
+
+    def _queue_body(self, rows: int) -> None:
+        """Queue the body over the first rows of the ids, from position `first` on."""
+        chunk = Chunk(rows, self._ids.rows(0, rows), self._first, self._pages)
+        for bound in self._body:
+            self._executor.run(bound, chunk)
 
     def _run_steps(self, chunk: Chunk, checkpoint: Checkpoint) -> None:
         """Queue the body, never more than a few layers ahead of the device."""

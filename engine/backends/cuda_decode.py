@@ -1,11 +1,10 @@
 """One token through the program: fused GEMV steps, captured as a CUDA graph a context bucket.
 
-A bucket fixes how attention is split: the split length and the most splits are functions of the
-position alone, so results do not depend on anything else.
+How attention is split is a function of the position alone, so results depend on nothing else.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.backends.cuda_buffers import Buffers
@@ -23,14 +22,16 @@ from engine.errors import InternalError
 from engine.program import Value
 from kernels.arrays import DeviceArray
 from kernels.attention import (
+    PAGE_TOKENS,
     AttentionLayer,
     AttentionShape,
+    DecodeTuning,
     Projections,
     Splits,
     attention_decode,
     attention_merge,
 )
-from kernels.context import KernelContext
+from kernels.context import DeviceLimits, KernelContext
 from kernels.gemv import (
     MERGED_SPLITS,
     ROUTER_LANES,
@@ -49,24 +50,12 @@ _MAX_CHOSEN = 8
 
 @dataclass(frozen=True)
 class Bucket:
-    """Positions below `limit` attend in splits of `split_keys`, merged where attention is read."""
+    """Positions below `limit` share one graph: the same splits and the same tuning of attention."""
 
     limit: int
-    split_keys: int
-
-    @property
-    def max_splits(self) -> int:
-        """Splits at the last position of the bucket."""
-        return self.limit // self.split_keys
 
 
-BUCKETS = (
-    Bucket(64 * MERGED_SPLITS, 64),
-    Bucket(2048, 64),
-    Bucket(8192, 64),
-    Bucket(131072, 1024),
-    Bucket(1 << 24, 1 << 16),
-)
+BUCKETS = (Bucket(128), Bucket(512), Bucket(1 << 24))
 
 
 def bucket_of(position: int) -> int:
@@ -74,14 +63,67 @@ def bucket_of(position: int) -> int:
     return next(i for i, bucket in enumerate(BUCKETS) if position < bucket.limit)
 
 
-def splits_of(shape: AttentionShape, bucket: Bucket) -> tuple[int, int]:
-    """(split_keys, most splits) of a layer in a bucket; a short window keeps short splits."""
-    if shape.window and shape.window + 63 <= 64 * MERGED_SPLITS:
-        return 64, min(MERGED_SPLITS, (shape.window + 62) // 64 + 1)
-    if shape.window:
-        most = (shape.window + 62) // bucket.split_keys + 1
-        return bucket.split_keys, min(bucket.max_splits, most)
-    return bucket.split_keys, bucket.max_splits
+@dataclass(frozen=True)
+class Splitting:
+    """How decode attention is split: at most `most` splits of at least `least_keys` keys."""
+
+    most: int
+    least_keys: int
+    tuning: DecodeTuning
+
+    def splits_of(self, n_keys: int) -> int:
+        """The most splits that up to `n_keys` keys make."""
+        return min(self.most, -(-n_keys // self.least_keys))
+
+
+_TUNED = (
+    (
+        8,
+        Splitting(MERGED_SPLITS, 128, DecodeTuning(8, 1)),
+        Splitting(MERGED_SPLITS, 128, DecodeTuning(8, 1)),
+        Splitting(MERGED_SPLITS, 1040, DecodeTuning(8, 2, 8)),
+    ),
+    (
+        32,
+        Splitting(MERGED_SPLITS, 256, DecodeTuning(16, 1)),
+        Splitting(MERGED_SPLITS, 256, DecodeTuning(16, 1)),
+        Splitting(MERGED_SPLITS, 64, DecodeTuning(4, 2, 4)),
+    ),
+    (
+        1 << 16,
+        Splitting(MERGED_SPLITS, 64, DecodeTuning(4, 1)),
+        Splitting(MERGED_SPLITS, 128, DecodeTuning(8, 1)),
+        Splitting(MERGED_SPLITS, 1056, DecodeTuning(4, 2, 4)),
+    ),
+)
+"""For layers of fewer groups of heads than the number: up to 128 keys, up to 512, more.
+
+The best of those tried over whole decode steps on an H200 (Qwen2.5-0.5B, GPT-OSS, Phi-3-mini).
+"""
+_WITHOUT_CLUSTERS = Splitting(64, 64, DecodeTuning(4, 2))
+_STATIC_BYTES = 12 << 10
+
+
+def most_keys(shape: AttentionShape, bucket: Bucket) -> int:
+    """The most keys that a position of the bucket sees, from a whole page on."""
+    return min(bucket.limit, shape.window + PAGE_TOKENS - 1) if shape.window else bucket.limit
+
+
+def splitting(shape: AttentionShape, bucket: Bucket, limits: DeviceLimits) -> Splitting:
+    """How a layer attends in a bucket.
+
+    A few short splits take one block each. Many keys are shared by clusters of blocks, or without
+    clusters by more splits and a launch that merges them.
+    """
+    groups, n_keys = shape.n_heads // shape.heads_a_block, most_keys(shape, bucket)
+    _, *tuned = next(row for row in _TUNED if groups < row[0])
+    found = tuned[0 if n_keys <= BUCKETS[0].limit else 1 if n_keys <= BUCKETS[1].limit else 2]
+    if found.tuning.cluster > 1 and not limits.has_clusters:
+        found = _WITHOUT_CLUSTERS
+    tuning = found.tuning
+    while tuning.shared_bytes(shape.head_dim) + _STATIC_BYTES > limits.shared_bytes:
+        tuning = replace(tuning, warps=tuning.warps // 2)
+    return replace(found, tuning=tuning)
 
 
 @dataclass
@@ -241,29 +283,31 @@ class DecodeBuilder:
 
     def _attention(self, bound: BoundAttention, following: Bound | None) -> None:
         op, shape = bound.step.op, bound.shape
-        split_keys, n_splits = splits_of(shape, self.bucket)
+        how = splitting(shape, self.bucket, self.context.limits)
         merged_by_reader = (
-            n_splits <= MERGED_SPLITS
+            how.most <= MERGED_SPLITS
             and isinstance(following, BoundLinear)
             and following.step.residual is not None
             and following.step.x == op.out
         )
-        most = max(MERGED_SPLITS, n_splits)
         splits = Splits(
-            self.array("split_out", (shape.n_heads, most, shape.head_dim)),
-            self.array("split_sums", (shape.n_heads, most, 2)),
-            split_keys,
-            most,
+            self.array("split_out", (shape.n_heads, how.most, shape.head_dim)),
+            self.array("split_sums", (shape.n_heads, how.most, 2)),
+            how.least_keys,
+            how.most,
         )
         layer = AttentionLayer(
             shape, bound.rotation, self.chunk.pages(op.layer), self.chunk.position, bound.sinks
         )
         x = Projections(*(self._x(v) for v in (op.q, op.k, op.v)))
-        self.launches.append(lambda: attention_decode(self.context, x, splits, layer, n_splits))
+        n_splits = how.splits_of(most_keys(shape, self.bucket))
+        self.launches.append(
+            lambda: attention_decode(self.context, x, splits, layer, n_splits, how.tuning)
+        )
         if merged_by_reader:
             self._partial[op.out.buffer] = splits.out
             self._split[op.out.buffer] = SplitInput(
-                splits.sums, self.chunk.position, shape.head_dim, shape.window, split_keys,
+                splits.sums, self.chunk.position, shape.head_dim, shape.window, how.least_keys,
                 bound.sinks,
             )  # fmt: skip
         else:
@@ -312,7 +356,7 @@ class DecodeBuilder:
 
 @dataclass
 class DecodeGraphs:
-    """Captured decode steps by bucket; captured at first use."""
+    """Captured decode steps by bucket."""
 
     stream: Any
     context: KernelContext

@@ -2,6 +2,7 @@
 
 import mmap
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,12 @@ import pytest
 
 from engine.adapters import adapter_for
 from engine.backends import LoadOptions, cuda, cuda_device
-from engine.backends.cuda_decode import BUCKETS, bucket_of, splits_of
+from engine.backends.cuda_decode import (
+    BUCKETS,
+    bucket_of,
+    most_keys,
+    splitting,
+)
 from engine.backends.cuda_device import (
     CudaDevice,
     architecture_of,
@@ -306,14 +312,21 @@ def test_the_newest_fitting_architecture_is_compiled_for(
     assert architecture_of(capability) == architecture
 
 
-def test_splits_cover_every_position_of_their_bucket() -> None:
-    for window in (0, 1, 64, 100, 128, 449, 450, 2047):
-        shape = AttentionShape(8, 2, 64, 1.0, window)
-        for position in (*range(1200), 2047, 2048, 8191, 8192, 131071):
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_splits_cover_every_position_of_their_bucket(architecture: str) -> None:
+    limits = DeviceLimits(architecture, 132, 232_448)
+    cases = [(window, heads) for window in (0, 1, 64, 128, 449, 450, 2047) for heads in (2, 8, 32)]
+    for window, heads in cases:
+        shape = AttentionShape(2 * heads, heads, 64, 1.0, window)
+        for position in (*range(0, 1200, 7), 127, 128, 511, 512, 2047, 2048, 8191, 8192, 131071):
             bucket = BUCKETS[bucket_of(position)]
-            split_keys, n_splits = splits_of(shape, bucket)
+            how = splitting(shape, bucket, limits)
             first = max(0, position + 1 - window) // 64 * 64 if window else 0
-            assert (position - first) // split_keys + 1 <= n_splits, (window, position)
+            n_keys = position + 1 - first
+            split_keys = max(how.least_keys, ceil(ceil(n_keys / how.most) / 16) * 16)
+            launched = how.splits_of(most_keys(shape, bucket))
+            assert ceil(n_keys / split_keys) <= launched <= how.most, (window, position)
+            assert how.tuning.cluster == 1 or limits.has_clusters
 
 
 def test_loading_leaves_ordinary_memory_as_it_was(cupy: FakeCupy) -> None:

@@ -84,8 +84,8 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Recorder], object]]] = {
         "shared memory", lambda r: linear(tuning=gemv.GemvTuning(2, 24, 64)).launch(r)),
     "heads that do not divide": ("kv heads", lambda r: attention.AttentionShape(7, 2, 64, 1.0)),
     "a head size without a kernel": ("head_dim", lambda r: attention.AttentionShape(4, 2, 72, 1.0)),
-    "splits that cut a page": (
-        "split_keys", lambda r: attention.Splits(f32(4, 8, 64), f32(4, 8, 2), 100, 8).pointers(
+    "splits that cut a step": (
+        "least_keys", lambda r: attention.Splits(f32(4, 8, 64), f32(4, 8, 2), 100, 8).pointers(
             attention.AttentionShape(4, 2, 64, 1.0))),
     "more experts chosen than there are": (
         "experts", lambda r: moe.route(r, f32(5, 4), moe.Routing(i32(25), f32(25), i32(25), i32(5), 4, 5))),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kernels.attention import (
     AttentionLayer,
     AttentionShape,
+    DecodeTuning,
     KvPages,
     Projections,
     Rotation,
@@ -24,6 +25,16 @@ from kernels.context import KernelContext
 from tests.integration.gpu.arrays import Arena, relative_error
 
 BOUND = 2e-3
+TUNINGS = (
+    (DecodeTuning(4, 1), 64, 8),
+    (DecodeTuning(4, 2), 16, 64),
+    (DecodeTuning(8, 2), 128, 8),
+    (DecodeTuning(2, 2, 2), 64, 3),
+    (DecodeTuning(8, 2, 4), 64, 2),
+    (DecodeTuning(4, 2, 8), 16, 8),
+    (DecodeTuning(16, 1), 256, 8),
+    (DecodeTuning(8, 2, 8), 64, 2),
+)
 
 
 @dataclass
@@ -137,14 +148,16 @@ def test_prefill_and_decode_equal_float64(context: KernelContext, case: Case) ->
         arena.put(np.array([last], np.int32)), setup.layer.sinks,
     )  # fmt: skip
     one = Projections(*(arena.put(a[last:]) for a in setup.projections))
-    for split_keys, max_splits in ((64, 8), (128, 16)):
+    for tuning, least_keys, max_splits in TUNINGS:
+        if tuning.cluster > 1 and not context.limits.has_clusters:
+            continue
         partial, _ = arena.poisoned((case.heads, max_splits, case.head_dim))
         sums, _ = arena.poisoned((case.heads, max_splits, 2))
-        splits = Splits(partial, sums, split_keys, max_splits)
+        splits = Splits(partial, sums, least_keys, max_splits)
         merged, merged_array = arena.poisoned((1, case.heads * case.head_dim))
-        attention_decode(context, one, splits, layer, max_splits)
+        attention_decode(context, one, splits, layer, max_splits, tuning)
         attention_merge(context, splits, merged, layer)
-        assert relative_error(merged_array, setup.want[last:]) < BOUND
+        assert relative_error(merged_array, setup.want[last:]) < BOUND, tuning
 
 
 def test_chunked_prefill_gives_the_bits_of_a_whole_one(context: KernelContext) -> None:

@@ -137,13 +137,19 @@ def test_logits_epilogue_finds_the_first_best(context: KernelContext) -> None:
 
 
 @pytest.mark.parametrize("type_name", QUANTIZED)
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 130, 512), (77, 300, 800), (300, 257, 2880)])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "tile_rows"),
+    [
+        (1, 130, 512, 2), (13, 257, 2880, 4), (63, 300, 800, 1), (23, 1601, 1024, 2),
+        (64, 140, 800, 1), (77, 300, 800, 2), (300, 257, 2880, 4),
+    ],
+)  # fmt: skip
 def test_gemm_equals_float64(
-    context: KernelContext, type_name: str, m: int, n: int, k: int
+    context: KernelContext, type_name: str, m: int, n: int, k: int, tile_rows: int
 ) -> None:
     rng, arena, k = np.random.default_rng(6), Arena(), k_for(type_name, k)
     raw = random_blocks(rng, type_name, n, k)
-    matrix = packed(context, arena, type_name, [raw], (n, k, 2))
+    matrix = packed(context, arena, type_name, [raw], (n, k, tile_rows))
     x = rng.standard_normal((m, k)).astype(np.float16)
     bias = rng.standard_normal(n).astype(np.float32)
     out, array = arena.poisoned((m, n))
@@ -170,11 +176,12 @@ def test_a_gemm_row_does_not_depend_on_the_other_rows(context: KernelContext) ->
     rng, arena, k, n = np.random.default_rng(8), Arena(), 1024, 640
     matrix = packed(context, arena, "Q6_K", [random_blocks(rng, "Q6_K", n, k)], (n, k, 1))
     x = rng.standard_normal((515, k)).astype(np.float16)
-    whole, whole_array = arena.poisoned((515, n))
-    gemm(context, arena.put(x), (GemmOutput(matrix, whole),))
-    part, part_array = arena.poisoned((3, n))
-    gemm(context, arena.put(x[256:259]), (GemmOutput(matrix, part),))
-    assert (whole_array.get()[256:259] == part_array.get()).all()
+    for rows, begin, end in ((515, 256, 320), (515, 100, 300), (63, 9, 12), (63, 30, 61)):
+        whole, whole_array = arena.poisoned((rows, n))
+        gemm(context, arena.put(x[:rows]), (GemmOutput(matrix, whole),))
+        part, part_array = arena.poisoned((end - begin, n))
+        gemm(context, arena.put(x[begin:end]), (GemmOutput(matrix, part),))
+        assert (whole_array.get()[begin:end] == part_array.get()).all()
 
 
 def moe_want(x, logits, weights, chosen):  # type: ignore[no-untyped-def]
