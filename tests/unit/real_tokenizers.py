@@ -2,7 +2,9 @@
 
 import json
 import lzma
+import tempfile
 from functools import cache
+from pathlib import Path
 
 from engine.gguf import GGUFFile
 from engine.tokenizer import Tokenizer
@@ -12,7 +14,7 @@ FILES = {
     "smollm2": "smollm2", "gpt-2": "gpt-2-vocab.gguf", "qwen2": "qwen2-vocab.gguf",
     "phi-3": "phi-3-vocab.gguf", "llama-3": "llama-3-vocab.gguf",
 }  # fmt: skip
-EVERY = (*FILES, "gpt-oss")
+EVERY = (*FILES, "gpt-oss", "hf-json")
 
 
 @cache
@@ -20,6 +22,8 @@ def real(name: str) -> Tokenizer:
     """The tokenizer of a name in EVERY."""
     if name == "gpt-oss":
         return harmony_from_gguf()
+    if name == "hf-json":
+        return harmony_from_json()
     with GGUFFile.open(tokenizer_file(FILES[name])) as file:
         return Tokenizer.from_file(file)
 
@@ -50,3 +54,13 @@ def harmony_from_gguf() -> Tokenizer:
         written(path, "gpt-oss", keys)
     with GGUFFile.open(path) as file:
         return Tokenizer.from_file(file)
+
+
+def harmony_from_json() -> Tokenizer:
+    """The same from the tokenizer.json that lies beside a file without a vocabulary."""
+    with tempfile.TemporaryDirectory() as folder:
+        keys = {"tokenizer.ggml.model": "no_vocab"}
+        path = written(Path(folder) / "m.gguf", "gpt-oss", keys)
+        (Path(folder) / "tokenizer.json").write_text(o200k_json())
+        with GGUFFile.open(path) as file:
+            return Tokenizer.from_file(file)
