@@ -29,8 +29,6 @@ from harness.rescoring import Rescoring, mixed, replies
 from harness.timings import token_text
 from harness.vocabulary import Vocabulary
 
-EARLY = 4
-BETWEEN_S = 31.0
 PAIRS = 12
 GROUP = 3
 
@@ -68,9 +66,12 @@ def test_reference_accepts_every_token(
     engine = launch_engine()
     client, before = engine.client, engine.process_facts()
     requests = asked.requests
-    early = [client.execute(**request) for request in requests[:EARLY]]
-    jobs = [*early, *_spread(client, requests[EARLY:], BETWEEN_S)]
-    late = [client.execute(**request) for request in requests[:EARLY]]
+    tail = [one if isinstance(one, Mapping) else requests[one] for one in asked.tail]
+    sent = _paced(client, [*requests, *tail], asked.due_s)
+    jobs = sent[: len(requests)]
+    again = {
+        str(place): seen for place, seen in zip(asked.tail, sent[len(requests) :], strict=True)
+    }
     after = engine.process_facts()
     engine.stop()
     with reference_engine(engine.model_path, *profile.device_args) as reference:
@@ -81,8 +82,8 @@ def test_reference_accepts_every_token(
         **({"calibration": calibration} if calibration else {}),
         jobs=jobs,
         replays=told.replays,
-        early=early,
-        late=late,
+        early=[jobs[place] for place in asked.early],
+        late=[again[str(place)] for place in asked.early],
         reference_health=health,
         kinds=asked.kinds,
         model_sha256=engine.model_sha256,
@@ -91,16 +92,16 @@ def test_reference_accepts_every_token(
     )
 
 
-def _spread(
-    client: EngineClient, requests: Sequence[Mapping[str, Any]], duration_s: float
+def _paced(
+    client: EngineClient, requests: Sequence[Mapping[str, Any]], due_s: Sequence[float]
 ) -> list[Exchange]:
-    """The requests one after the other, as an ordinary client sends them over at least so long."""
-    started, jobs = time.monotonic(), []
-    for number, request in enumerate(requests, start=1):
-        jobs.append(client.execute(**request))
-        due_s = started + duration_s * number / len(requests)
-        time.sleep(max(0.0, due_s - time.monotonic()))
-    return jobs
+    """The requests one after the other, none sooner after the one before than they are due."""
+    sent_s, sent = time.monotonic(), []
+    for request, due, before in zip(requests, due_s, [0.0, *due_s], strict=False):
+        time.sleep(max(0.0, sent_s + due - before - time.monotonic()))
+        sent_s = time.monotonic()
+        sent.append(client.execute(**request))
+    return sent
 
 
 @pytest.mark.check("G4-GENUINE-CACHE")
@@ -264,7 +265,7 @@ def test_temperature_is_applied(engine: RunningEngine, nonce: str, observe: Obse
     draw = Challenge(nonce, "G4-GENUINE-TEMPERATURE").draw()
     answers: dict[str, list[Exchange]] = {"greedy": [], "cool": [], "hot": [], "near_zero": []}
     heats = {"greedy": 0.0, "cool": 0.15, "hot": 1.7, "near_zero": 0.001}
-    for _ in range(14):
+    for _ in range(24):
         request = {"prompt": opening(draw), "max_tokens": 16}
         for name in draw.sample(sorted(heats), len(heats)):
             fields = {**request, "temperature": heats[name], "seed": draw.getrandbits(63)}
