@@ -82,12 +82,25 @@ class HashText(CannedText):
         return "".join(f" {words[byte % 8]}" for byte in digest * 8)
 
 
-class NoCompute(HashText):
-    """Streams random tokens faster than any memory could be read."""
+class NoCompute(Saboteur):
+    """Sends an answer that was made before anybody asked."""
 
     name = "no-compute"
-    cheat = "streams words drawn from a hash at once, in no time a token"
+    cheat = "sends tokens that were prepared at start, all at once"
     caught_by = "G4-GENUINE-PHYSICS"
+
+    async def start(self) -> None:
+        """Prepare one long answer."""
+        await super().start()
+        ids = (await self.post("/tokenize", {"text": CANNED * 40}))["ids"]
+        texts = [(await self.post("/detokenize", {"ids": [i]}))["text"] for i in ids]
+        self.prepared = list(zip(texts, ids, strict=True))
+
+    async def execute(self, body: Body, headers: dict[str, str]) -> Response:
+        """As much of it as was asked for."""
+        tokens = self.prepared[: int(body.get("max_tokens", 2048))]
+        content = b"".join(event.encode() for event in script(body, tokens))
+        return Response(content, media_type="text/event-stream")
 
 
 class ProxiesElsewhere(Saboteur):
