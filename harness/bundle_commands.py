@@ -17,6 +17,9 @@ from harness.verify import Status, Verification, VerifyOptions, verify_bundle
 STYLES = {Status.HOLDS: "green", Status.FAILS: "bold red", Status.NOT_CHECKED: "yellow"}
 
 Bundle = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
+Packed = Annotated[
+    Path, typer.Argument(help="The bundle's folder, or its .tar.xz.", show_default=False)
+]
 
 
 def _console() -> Console:
@@ -58,24 +61,30 @@ def _conclusion(verification: Verification) -> tuple[str, str]:
 
 
 def verify(
-    bundle: Bundle,
+    bundle: Packed,
     public_key: Annotated[
         Path | None, typer.Option(help="PEM of a signer you trust.", show_default=False)
     ] = None,
     nonce: Annotated[str | None, typer.Option(help="The nonce you gave to the run.")] = None,
     allow_expired: Annotated[bool, typer.Option(help="Accept a bundle over a year old.")] = False,
     replay: Annotated[bool, typer.Option(help="Ask the reference engine again.")] = False,
+    other_harness: Annotated[
+        bool, typer.Option(help="Accept one made by other files of this version.")
+    ] = False,
 ) -> None:
     """Verify a bundle offline: signatures, every byte, every verdict recomputed."""
+    from harness.archive import unpacked
     from harness.keys import read_public_key
 
     options = VerifyOptions(
         public_key=read_public_key(public_key) if public_key else None,
         nonce=nonce,
         allow_expired=allow_expired,
+        other_harness=other_harness,
         replay=_replay if replay else None,
     )
-    verification = verify_bundle(bundle, options)
+    with unpacked(bundle) as folder:
+        verification = verify_bundle(folder, options)
     print_verification(verification, _console())
     raise typer.Exit(0 if verification.holds else 1)
 

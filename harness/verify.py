@@ -32,11 +32,14 @@ class VerifyOptions:
     """What the reviewer brings: a trusted key, the nonce given to the run, the time, a replayer.
 
     `replay` re-scores the recorded tokens and returns what it found; it raises HaikugateError.
+    `other_harness` accepts a bundle of other files of this very version: what only those can show
+    is then not checked, and said so.
     """
 
     public_key: PublicKey | None = None
     nonce: str | None = None
     allow_expired: bool = False
+    other_harness: bool = False
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     replay: Callable[[BundleReader], str] | None = None
     checklists: Checklists = field(default_factory=load_checklists)
@@ -52,9 +55,14 @@ class Case:
 
     @cached_property
     def same_version(self) -> bool:
-        """Whether the harness that made the bundle has the version of this one."""
-        made_by = self.bundle.metadata.get("harness") or {}
-        return bool(made_by.get("version") == self.options.installed["version"])
+        """Whether the harness that made the bundle has the version of this one.
+
+        Where the reviewer accepts another harness, its files must be this one's too.
+        """
+        made_by, here = self.bundle.metadata.get("harness") or {}, self.options.installed
+        same_files = made_by.get("files") == here["files"]
+        accepted = self.options.other_harness and not same_files
+        return bool(made_by.get("version") == here["version"]) and not accepted
 
     @property
     def made_by(self) -> str:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from harness.errors import BundleError
+from harness.installation import edited_files
 from harness.observation import Exchange, Json
 from harness.recompute import context_from, recomputed_checks, recomputed_trace
 from harness.strict_json import dumps_line
@@ -15,7 +16,10 @@ from harness.verify_files import signing_key
 
 
 def _other_version(case: Case) -> str:
-    return f"made by haikugate {case.made_by}, this is {case.options.installed['version']}"
+    here = str(case.options.installed["version"])
+    if case.made_by == here:
+        return f"made by other files of haikugate {here} than those installed here"
+    return f"made by haikugate {case.made_by}, this is {here}"
 
 
 def check_checklist(case: Case) -> str:
@@ -146,6 +150,11 @@ def check_installation(case: Case) -> str:
     """Step 10: harness, suites and reference engine that made it are those installed here."""
     if not case.same_version:
         raise NotChecked(_other_version(case))
+    if edited := edited_files():
+        raise BundleError(
+            f"{edited[0]}: this installation itself is not as its wheel lists it ({len(edited)}"
+            " differ): install haikugate again"
+        )
     made_by, here = case.bundle.metadata["harness"], case.options.installed
     if made_by.get("files") != here["files"]:
         recorded = made_by.get("files") or {}
