@@ -5,12 +5,10 @@ import ctypes
 from kernels.arrays import DeviceArray, require
 from kernels.context import Kernel, Launcher
 from kernels.driver import LaunchShape
-from kernels.errors import KernelArgumentError
 from kernels.structure import POINTER, U64, fields
 
 THREADS = 512
 BLOCKS_A_MULTIPROCESSOR = 4
-_WORD_BYTES = 16
 
 
 class ReadArguments(ctypes.Structure):
@@ -20,17 +18,15 @@ class ReadArguments(ctypes.Structure):
 
 
 def read_words(launcher: Launcher, words: DeviceArray, out: DeviceArray) -> None:
-    """Out i32[blocks · 512] = exclusive or of the u8[16 n] `words` that each thread read.
+    """Out i32[blocks · 512] = exclusive or of the i32[n, 4] `words` that each thread read.
 
     Raises KernelArgumentError.
     """
     n_blocks = BLOCKS_A_MULTIPROCESSOR * launcher.limits.n_multiprocessors
-    if words.size_bytes % _WORD_BYTES:
-        raise KernelArgumentError(f"words: wanted 16-byte words, got {words.size_bytes} bytes")
     arguments = ReadArguments(
-        require("words", words, "u8", (None,)),
+        require("words", words, "i32", (None, 4)),
         require("out", out, "i32", (n_blocks * THREADS,)),
-        words.size_bytes // _WORD_BYTES,
+        words.shape[0],
     )
     shape = LaunchShape((n_blocks, 1), THREADS)
     launcher.launch(Kernel("read.cu", "read_words"), shape, arguments)

@@ -18,8 +18,8 @@ def read_gb_per_s(context: KernelContext, memory: DevicePool, stream: Any) -> fl
     """
     n_threads = BLOCKS_A_MULTIPROCESSOR * context.limits.n_multiprocessors * THREADS
     out = memory.array((n_threads,), "i32", "workspace")
-    size = min(_MOST_BYTES, memory.available_bytes() // 2) // _WORD_BYTES * _WORD_BYTES
-    words = memory.array((size,), "u8", "workspace")
+    n_words = min(_MOST_BYTES, memory.available_bytes() // 2) // _WORD_BYTES
+    words = memory.array((n_words, 4), "i32", "workspace")
     elapsed_ms = memory.cupy.cuda.get_elapsed_time
 
     def pass_ms() -> float:
@@ -31,7 +31,7 @@ def read_gb_per_s(context: KernelContext, memory: DevicePool, stream: Any) -> fl
 
     try:
         memory.zero(words)
-        return round(size / min(pass_ms() for _ in range(_REPEATS)) / 1e6, 2)
+        return round(words.size_bytes / min(pass_ms() for _ in range(_REPEATS)) / 1e6, 2)
     finally:
         stream.synchronize()
         memory.free(words.pointer)

@@ -207,9 +207,7 @@ CALLS: dict[str, Call] = {
     "attention.attention_merge": lambda run, a: attention.attention_merge(
         run, a.splits(), a("f32", 1, 256), a.layer("sinks")
     ),
-    "read.read_words": lambda run, a: read.read_words(
-        run, a("u8", 64, spoils=("dtype", "address")), a("i32", 132 * 2048)
-    ),
+    "read.read_words": lambda run, a: read.read_words(run, a("i32", 16, 4), a("i32", 132 * 2048)),
     "sample.Sampler.sample": lambda run, a: a.sampler().sample(run),
     "sample.Sampler.mark_seen": lambda run, a: a.seen_only().mark_seen(
         run, a.any_length(unread("i32", 5))
