@@ -24,21 +24,25 @@ MODEL_CHECKS: Final = ("G4-HAIKU", "G4-GENUINE-")
 
 def check_binding(bundle: BundleReader) -> None:
     """Raises BundleError where nonce, times or models differ between metadata and evidence."""
-    _check_nonce(bundle)
+    check_nonce(bundle)
     _check_times(bundle)
     _check_models(bundle)
 
 
-def _check_nonce(bundle: BundleReader) -> None:
+def check_nonce(bundle: BundleReader) -> None:
+    """The nonce was committed to before the first observation, and opened after the last."""
     nonce = str(bundle.metadata.get("nonce"))
     committed = _only(bundle, "nonce_committed")
     if committed.record.get("sha256") != hashlib.sha256(nonce.encode()).hexdigest():
         raise BundleError("attempts.ndjson: commits to another nonce than that of metadata.json")
-    if _only(bundle, "nonce_opened").record.get("nonce") != nonce:
+    opened = _only(bundle, "nonce_opened")
+    if opened.record.get("nonce") != nonce:
         raise BundleError("attempts.ndjson: opens another nonce than that of metadata.json")
     seen = [entry.at_ns for entry in bundle.ledger if entry.record.get("kind") == "observation"]
     if seen and min(seen) < committed.at_ns:
         raise BundleError("attempts.ndjson: something was observed before the nonce was committed")
+    if seen and max(seen) > opened.at_ns:
+        raise BundleError("attempts.ndjson: something was observed after the nonce was opened")
     for path, facts in _facts(bundle):
         if facts.get("nonce", nonce) != nonce:
             raise BundleError(f"{path}: was asked with another nonce than that of metadata.json")

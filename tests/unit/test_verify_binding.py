@@ -1,19 +1,24 @@
 """A bundle signed again with another nonce, date, model or waiver does not verify."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harness.errors import BundleError
 from harness.gates import JudgeContext
 from harness.keys import ephemeral_signer
+from harness.ledger import Entry
 from harness.recompute import context_json
 from harness.strict_json import dumps_file
 from harness.verify import VerifyOptions, verify_bundle
+from harness.verify_binding import check_nonce
 from harness.waivers import Waiver
 from tests.unit.bundles import CHECKLISTS, JUDGES, NONCE, SEEN, observation, reseal, sealed
 
@@ -109,3 +114,26 @@ def test_a_run_that_never_committed_to_its_nonce_is_refused(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes().replace(b"nonce_committed", b"nonce_forgotten"))
     reseal(bundle)
     assert not verify_bundle(bundle, VerifyOptions(checklists=WITH_HAIKU)).holds
+
+
+def test_a_nonce_opened_before_the_last_observation_is_refused() -> None:
+    nonce = "n"
+    told: list[dict[str, Any]] = [
+        {"event": "nonce_committed", "sha256": hashlib.sha256(nonce.encode()).hexdigest()},
+        {"kind": "observation"},
+        {"event": "nonce_opened", "nonce": nonce},
+    ]
+
+    def bundle(*records: dict[str, Any]) -> Any:
+        ledger = [Entry("main", at, "", at, record, b"") for at, record in enumerate(records)]
+        times = {"nonce": nonce, "models": []}
+        return SimpleNamespace(metadata=times, ledger=ledger, recorded=list)
+
+    committed, observed, opened = told
+    check_nonce(bundle(committed, observed, opened))
+    with pytest.raises(BundleError, match="after the nonce was opened"):
+        check_nonce(bundle(committed, opened, observed))
+    with pytest.raises(BundleError, match="before the nonce was committed"):
+        check_nonce(bundle(observed, committed, opened))
+    with pytest.raises(BundleError, match="opens another nonce"):
+        check_nonce(bundle(committed, observed, {**opened, "nonce": "m"}))
