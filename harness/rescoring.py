@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from harness.challenge import Challenge, conversation, opening, paragraph, sampled
@@ -20,6 +21,9 @@ CHECK = "G4-GENUINE-RESCORE"
 TEST = "test_reference_accepts_every_token"
 KINDS = ("greedy", "sampled", "logprobs", "chat", "long")
 REPEATS = 6
+KINDS_TOTAL = len(KINDS) * REPEATS
+EARLY, EARLY_AMONG = 4, 6
+BETWEEN_S = 31.0
 ENOUGH = 6
 """So many requests that part from their replay leave no doubt; the replay ends there."""
 
@@ -39,10 +43,17 @@ def mixed(draw: random.Random, kind: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Rescoring:
-    """The requests of one run with their kinds, in their drawn order."""
+    """The requests of one run with their kinds, in their drawn order, and when each is due.
+
+    `early` are the places of requests that are asked again late; `tail` is what follows the
+    requests: those again, as places, among fresh ones that nothing tells from them.
+    """
 
     kinds: Sequence[str]
     requests: Sequence[Mapping[str, Any]]
+    early: Sequence[int]
+    tail: Sequence[int | Mapping[str, Any]]
+    due_s: Sequence[float]
 
     @classmethod
     def drawn(cls, nonce: str) -> "Rescoring":
@@ -50,7 +61,22 @@ class Rescoring:
         draw = Challenge(nonce, CHECK).draw()
         kinds = list(KINDS * REPEATS)
         draw.shuffle(kinds)
-        return cls(kinds, [mixed(draw, kind) for kind in kinds])
+        requests = [mixed(draw, kind) for kind in kinds]
+        early = draw.sample(range(EARLY_AMONG), EARLY)
+        fresh = [mixed(draw, draw.choice(KINDS)) for _ in early]
+        after: list[int | Mapping[str, Any]] = [*early, *fresh]
+        tail = draw.sample(after, len(after))
+        return cls(kinds, requests, early, tail, _due_s(draw, len(requests) + len(tail)))
+
+
+def _due_s(draw: random.Random, n: int) -> list[float]:
+    """When each request is due: gaps as independent clients leave them (exponential).
+
+    They are stretched so that BETWEEN_S lie between the last early request and the tail.
+    """
+    moments = list(accumulate(draw.expovariate(1.0) for _ in range(n)))
+    first, last = moments[EARLY_AMONG - 1], moments[KINDS_TOTAL]
+    return [moment * BETWEEN_S / (last - first) for moment in moments]
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,8 @@ def late(observation: Observation, limits: Limits) -> Finding:
     early, again = exchanges(observation, "early"), exchanges(observation, "late")
     if len(early) != len(again):
         raise Unseen(f"{len(early)} early requests, {len(again)} late ones")
-    between_s = (again[0].sent_ns - early[-1].sent_ns) / 1e9
+    last_early, first_late = max(one.sent_ns for one in early), min(one.sent_ns for one in again)
+    between_s = (first_late - last_early) / 1e9
     if between_s < limit(limits, "min_between_s"):
         raise Unseen(f"only {between_s:.0f} s lie between early and late requests")
     for number, (first, last) in enumerate(zip(early, again, strict=True), start=1):
