@@ -21,7 +21,10 @@ MAX_BYTES = 4 * MAX_FILE_BYTES
 
 def pack(bundle: Path, out: Path) -> int:
     """Write the bundle's files, sorted and without times or owners; returns the archive's bytes."""
-    with tarfile.open(out, "w:xz", preset=lzma.PRESET_EXTREME | 9) as archive:
+    with (
+        lzma.open(out, "wb", preset=lzma.PRESET_EXTREME | 9) as compressed,
+        tarfile.open(fileobj=compressed, mode="w") as archive,
+    ):
         for path, status in walk(bundle):
             member = tarfile.TarInfo(f"{bundle.name}/{path}")
             member.size = status.st_size

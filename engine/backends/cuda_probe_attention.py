@@ -13,6 +13,7 @@ from kernels.attention import (
     PAGE_TOKENS,
     AttentionLayer,
     AttentionShape,
+    DecodeTuning,
     KvPages,
     Projections,
     RopePairs,
@@ -29,6 +30,18 @@ from kernels.context import KernelContext, Launcher
 MAGNITUDE = 1.1
 """YaRN scales cos and sin; 1 would hide a lost factor."""
 FAR = 131_072
+_STATIC_BYTES = 12 << 10
+
+
+SPLITS = (
+    (64, 8, DecodeTuning(4, 1)),
+    (128, 16, DecodeTuning(8, 1)),
+    (256, 8, DecodeTuning(16, 1)),
+    (64, 64, DecodeTuning(4, 2)),
+    (64, 8, DecodeTuning(4, 2, 4)),
+    (1040, 8, DecodeTuning(8, 2, 8)),
+)
+"""Least keys and most splits, and the tunings that decoding uses; over one block: clusters."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class Case:
     sinks: bool
     pairs: RopePairs
     tokens: int
-    splits: tuple[tuple[int, int], ...] = ((64, 8), (128, 16))
+    splits: tuple[tuple[int, int, DecodeTuning], ...] = SPLITS
 
     @property
     def covers(self) -> tuple[str, ...]:
@@ -58,6 +71,7 @@ class Case:
         return tuple(name for name, holds in told.items() if holds)
 
 
+FAR_SPLITS = ((64, 64, DecodeTuning(4, 2)), (1056, 8, DecodeTuning(4, 2, 4)), SPLITS[-1])
 CASES = (
     Case(14, 2, 64, 0, False, "half", 133),
     Case(64, 8, 64, 128, True, "half", 300),
@@ -66,7 +80,7 @@ CASES = (
     Case(9, 3, 64, 0, False, "adjacent", 65),
     Case(4, 4, 16, 0, False, "none", 64),
     Case(12, 1, 80, 0, True, "adjacent", 70),
-    Case(2, 1, 64, 0, True, "half", FAR, ((1024, 128),)),
+    Case(2, 1, 64, 0, True, "half", FAR, FAR_SPLITS),
 )
 
 
@@ -95,8 +109,16 @@ def attention_measurements(
         if case.tokens != FAR:
             yield _prefill(arena, one)
         _fill_cache(context, arena, one)
-        for split_keys, most in case.splits:
-            yield _decode(arena, one, split_keys, most)
+        for least_keys, most, tuning in case.splits:
+            if _fits(context, case, tuning):
+                yield _decode(arena, one, (least_keys, most), tuning)
+
+
+def _fits(context: KernelContext, case: Case, tuning: DecodeTuning) -> bool:
+    """Whether the device has clusters where they are used, and the shared memory."""
+    limits = context.limits
+    has_room = tuning.shared_bytes(case.head_dim) + _STATIC_BYTES <= limits.shared_bytes
+    return has_room and (tuning.cluster == 1 or limits.has_clusters)
 
 
 def _table(arena: Arena) -> Measurement:
@@ -224,21 +246,24 @@ def _fill_cache(context: KernelContext, arena: Arena, one: Prepared) -> None:
     rope_append(context, _put(arena, one, 0), q16, one.layer)
 
 
-def _decode(arena: Arena, one: Prepared, split_keys: int, most: int) -> Measurement:
-    """The last token alone, in splits."""
+def _decode(
+    arena: Arena, one: Prepared, splitting: tuple[int, int], tuning: DecodeTuning
+) -> Measurement:
+    """The last token alone, in splits of at least so many keys, at most so many."""
+    least_keys, most = splitting
     case, last = one.case, one.case.tokens - 1
     layer = replace(one.layer, position=arena.put(np.array([last], np.int32)))
     splits = Splits(
         arena.poisoned((case.heads, most, case.head_dim))[0],
-        arena.poisoned((case.heads, most, 2))[0], split_keys, most,
+        arena.poisoned((case.heads, most, 2))[0], least_keys, most,
     )  # fmt: skip
     out, array = arena.poisoned((1, case.heads * case.head_dim))
     x = _put(arena, one, last)
 
     def launch(to: Launcher) -> None:
-        attention_decode(to, x, splits, layer, most)
+        attention_decode(to, x, splits, layer, most, tuning)
         attention_merge(to, splits, out, layer)
 
-    covers = ("decode", *case.covers)
-    name = f"decode {_name(case)}, splits of {split_keys}"
+    covers = ("decode", *(["clusters"] if tuning.cluster > 1 else []), *case.covers)
+    name = f"decode {_name(case)}, splits of {least_keys}, {tuning}"
     return Measurement("ATTN", name, covers, launch, (Output(array, attend(one, last)),))

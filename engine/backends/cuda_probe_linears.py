@@ -23,7 +23,7 @@ from engine.quants import BLOCK_FORMATS
 from kernels.context import KernelContext, Launcher
 from kernels.embed import add_position, embed
 from kernels.experts_float import experts_float
-from kernels.gemm import GemmOutput, GroupedGemm, gemm, gemm_float, grouped_gemm
+from kernels.gemm import FEW_TOKENS, GemmOutput, GroupedGemm, gemm, gemm_float, grouped_gemm
 from kernels.gemv import Gemv, GemvTuning, NormInput, Segment
 from kernels.moe import Routing, combine, route
 
@@ -65,8 +65,9 @@ class Linears:
             yield self._gemv_normed(name)
             yield self._gemv_added(name)
         for name in QUANTIZED:
-            yield self._gemm(name, (77, 300, 800))
-            yield self._gemm(name, (1, 130, 512))
+            yield self._gemm(name, (77, 300, 800), "many")
+            yield self._gemm(name, (64, 130, 512), "middle")
+            yield self._gemm(name, (1, 130, 512), "few")
         for name in FLOATS:
             yield self._gemm_float(name, 135)
         yield self._gemm_float("F32", 35)
@@ -75,7 +76,8 @@ class Linears:
         yield self._three_at_once()
         yield self._best()
         yield self._route()
-        yield self._experts()
+        for tokens in (61, 130):
+            yield self._experts(tokens)
         for name in FLOATS:
             yield self._exact_experts(name)
 
@@ -124,7 +126,7 @@ class Linears:
         want = Output(array, start + x.astype(np.float64) @ dequantized(name, raw).T, start)
         return Measurement("GEMV", f"{name} {rows}x{k}", (name, "add"), spec.launch, (want,))
 
-    def _gemm(self, name: str, shape: tuple[int, int, int]) -> Measurement:
+    def _gemm(self, name: str, shape: tuple[int, int, int], size: str) -> Measurement:
         (m, n, k), arena = shape, self.arena
         k = whole_width(name, k)
         raw = random_rows(self.rng, name, n, k)
@@ -134,7 +136,7 @@ class Linears:
         x_at, output = arena.put(x), GemmOutput(matrix, out, arena.put(bias))
         want = Output(array, x.astype(np.float64) @ dequantized(name, raw).T + bias)
         return Measurement(
-            "GEMM", f"{name} {m}x{n}x{k}", (name, "few" if m == 1 else "many"),
+            "GEMM", f"{name} {m}x{n}x{k}", (name, size),
             lambda to: gemm(to, x_at, (output,)), (want,),
         )  # fmt: skip
 
@@ -254,8 +256,8 @@ class Linears:
         covers = ("experts", f"exact {name}")
         return Measurement("MOE", f"{name} experts", covers, launch, (Output(array, want),))
 
-    def _experts(self) -> Measurement:
-        arena, tokens, k, hidden = self.arena, 61, 96, 160
+    def _experts(self, tokens: int) -> Measurement:
+        arena, k, hidden = self.arena, 96, 160
         raws = [
             [random_rows(self.rng, "MXFP4", rows, width) for _ in range(N_EXPERTS)]
             for rows, width in ((2 * hidden, k), (k, hidden))
@@ -282,8 +284,10 @@ class Linears:
 
         model = ExpertsModel("MXFP4", raws, biases)
         want = model.output(x.astype(np.float64), logits.astype(np.float64))
-        covers = ("route", "experts", "combine", "ties")
-        return Measurement("MOE", "MXFP4 experts", covers, launch, (Output(array, want),))
+        covers = ("route", "experts", "combine", "ties", "few" if tokens < FEW_TOKENS else "many")
+        return Measurement(
+            "MOE", f"MXFP4 experts, {tokens} tokens", covers, launch, (Output(array, want),)
+        )
 
 
 def chosen_experts(logits: Float64s) -> tuple[NDArray[np.int64], Float64s]:

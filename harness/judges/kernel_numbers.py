@@ -13,7 +13,7 @@ MIN_RIGHT: Final = 0.95
 FEATURES: Final[Mapping[str, tuple[str, ...]]] = {
     "EMBED": (*TYPES, "position"),
     "GEMV": (*TYPES, "norm", "add", "SILU", "CLAMPED", "segments", "logits"),
-    "GEMM": (*TYPES, "few", "many", "SILU", "CLAMPED"),
+    "GEMM": (*TYPES, "few", "middle", "many", "SILU", "CLAMPED"),
     "ROPE": ("table", "yarn", "adjacent", "half", "none", "cache"),
     "NORM": ("rms", "layer"),
     "ACT": ("copy", "add", "gelu", "silu", "clamped_swiglu"),
@@ -22,7 +22,7 @@ FEATURES: Final[Mapping[str, tuple[str, ...]]] = {
         *(f"head_dim {n}" for n in (64, 80, 96, 128)),
     ),
     "MOE": (
-        "route", "experts", "combine", "ties", *(f"exact {name}" for name in ("F32", "F16", "BF16"))
+        "route", "experts", "combine", "ties", "few", "many", "exact F32", "exact F16", "exact BF16",
     ),
     "SAMPLE": (
         "greedy", "greedy with penalty", "temperature", "top_k", "top_p", "min_p", "penalty",
