@@ -22,7 +22,8 @@ FEATURES: Final[Mapping[str, tuple[str, ...]]] = {
         *(f"head_dim {n}" for n in (64, 80, 96, 128)),
     ),
     "MOE": (
-        "route", "experts", "combine", "ties", "few", "many", "exact F32", "exact F16", "exact BF16",
+        "route", "experts", "combine", "ties", "few", "many",
+        "exact F32", "exact F16", "exact BF16",
     ),
     "SAMPLE": (
         "greedy", "greedy with penalty", "temperature", "top_k", "top_p", "min_p", "penalty",

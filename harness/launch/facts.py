@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,8 +17,8 @@ def process_facts(pid: int) -> dict[str, Json] | None:
     """Numbers of the process tree under `pid`; None if it is gone.
 
     `pid`, `create_time` (seconds since 1970) of the leader; `rss_bytes`, `peak_rss_bytes`, `cpu_s`,
-    `threads` summed; `processes`, `open_files`, `listening`, `connections`, `maps` collected. A fact that the system
-    does not tell is None.
+    `threads` summed; `processes`, `open_files`, `listening`, `connections`, `maps` collected. A
+    fact that the system does not tell is None.
     """
     try:
         leader = psutil.Process(pid)
@@ -34,7 +35,7 @@ def process_facts(pid: int) -> dict[str, Json] | None:
         "anonymous_bytes": _sum(tree, _anonymous_bytes),
         "cpu_s": _sum(tree, lambda process: sum(process.cpu_times()[:2])),
         "threads": _sum(tree, lambda process: process.num_threads()),
-        "open_files": _collect(tree, lambda process: [f.path for f in process.open_files()]),
+        "open_files": _collect(tree, _open_files),
         "listening": _collect(tree, lambda process: _sockets(process, listening=True)),
         "connections": _collect(tree, lambda process: _sockets(process, listening=False)),
         "maps": _collect(tree, lambda process: [m.path for m in process.memory_maps()]),
@@ -64,6 +65,21 @@ def _peak_rss_bytes(process: psutil.Process) -> int:
     if found is None:
         raise psutil.AccessDenied(process.pid)
     return int(found[1]) << 10
+
+
+def _open_files(process: psutil.Process) -> list[str]:
+    """The regular files it has open; one that only it can name, by the way there from here."""
+    files = [file.path for file in process.open_files()]
+    descriptors = Path(f"/proc/{process.pid}/fd")
+    if not descriptors.is_dir():
+        return files
+    for descriptor in descriptors.iterdir():
+        with suppress(FileNotFoundError):
+            path, regular = descriptor.readlink(), descriptor.is_file()
+            seen = Path(f"/proc/{process.pid}/root{path}")
+            if regular and not path.exists() and seen.exists():
+                files.append(str(seen))
+    return files
 
 
 def _sockets(process: psutil.Process, *, listening: bool) -> list[str]:

@@ -79,6 +79,9 @@ def test_other_files_of_this_version_are_accepted_only_if_asked_for(tmp_path: Pa
         verify_bundle(bundle, options(bundle, other_harness=accepted)) for accepted in (False, True)
     )
     assert by_number(strict)[10] == Status.FAILS
+    assert by_number(strict)[5] == Status.FAILS
+    assert by_number(lenient)[5] == Status.NOT_CHECKED
+    assert not lenient.holds
     assert by_number(lenient)[7] == by_number(lenient)[10] == Status.NOT_CHECKED
     assert "made by other files of haikugate" in lenient.steps[9].message
 
