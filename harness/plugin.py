@@ -78,10 +78,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
+    if config.option.haikugate_calibration is not None:
+        _refuse_calibration(Path(config.option.haikugate_calibration))
     if config.option.markexpr and not config.option.collectonly:
         from harness.gate_hooks import register_if_asked
 
         register_if_asked(config)
+
+
+def _refuse_calibration(path: Path) -> None:
+    from harness.calibration import given_calibration
+    from harness.errors import CalibrationError
+
+    try:
+        given_calibration(path)
+    except CalibrationError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _session(config: pytest.Config) -> "GateSession":

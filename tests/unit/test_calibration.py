@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,10 @@ from harness.calibration import (
     shipped_calibration,
 )
 from harness.errors import CalibrationError
+from harness.gates import JudgeContext, judge_gate
 from harness.judges import JUDGES
+from harness.observation import Verdict
+from harness.outcome import CheckResult, TestResult
 from harness.rescore import Score
 from harness.rescoring import CHECK
 from harness.saboteurs.registry import SABOTEURS
@@ -128,6 +133,23 @@ def test_a_given_file_is_checked_before_the_run(tmp_path: Path) -> None:
         given_calibration(path)
     path.write_bytes(edited(runs=41))
     assert parse_calibration(given_calibration(path).encode(), "mine").shipped is False
+
+
+def test_a_refused_file_ends_the_run_before_it_starts(tmp_path: Path) -> None:
+    path = tmp_path / "wide.json"
+    path.write_bytes(edited(worst_margin=9.0))
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--calibration", str(path)]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "a margin of 36 logits, at most 0.25 is accepted" in ran.stderr
+
+
+@pytest.mark.parametrize("custom", [True, False])
+def test_the_title_names_a_custom_calibration(custom: bool) -> None:
+    used = TestResult("t", Verdict.PASS, "", numbers={"custom_calibration": custom})
+    result = CheckResult(CHECK, 4, Verdict.PASS, "", tests=(used,))
+    title = judge_gate(JudgeContext(profile="cpu", gate=1), [result]).title
+    assert ("Custom calibration." in title) is custom
 
 
 def test_every_saboteur_of_the_check_is_in_the_shipped_rates() -> None:
