@@ -392,7 +392,9 @@ def test_memory_holds_the_model(launch_engine: LaunchEngine, nonce: str, observe
 
 def _open_models(paths: Sequence[str]) -> list[Json]:
     """Each model file among these, once, with its digest."""
-    found = {Path(path).resolve() for path in paths if path.endswith(".gguf")}
+    named = [Path(path) for path in paths if path.endswith(".gguf")]
+    # What lies in a container is reached through /proc, whose links are not to be resolved.
+    found = {path if path.is_relative_to("/proc") else path.resolve() for path in named}
     return [
         {"name": path.name, "sha256": digest_file(path)} for path in sorted(found) if path.exists()
     ]

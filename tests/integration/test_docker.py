@@ -23,6 +23,7 @@ from harness.launch.docker import ENGINE_COMMAND, DockerLauncher
 from harness.launch.docker_daemon import connect
 from harness.launch.docker_owner import OWNER
 from harness.launch.docker_seal import DockerOptions, confinement
+from harness.launch.process import file_sha256
 from harness.observation import Exchange
 
 IMAGE = os.environ.get("HAIKUGATE_DOCKER_IMAGE", "haikugate-engine:ci")
@@ -306,6 +307,9 @@ def test_the_reference_engine_generates_in_a_sealed_container(
         health = json.loads(engine.client.health().body)
         assert health["status"] == "healthy"
         assert health["model_sha256"] == engine.model_sha256
+        opened = [Path(path) for path in (engine.process_facts() or {})["open_files"]]
+        models = {file_sha256(path) for path in opened if path.suffix == ".gguf"}
+        assert models == {engine.model_sha256}
         first, again = (executed(engine.client.execute) for _ in range(2))
         assert first == again
         assert len(first) == 8

@@ -46,8 +46,8 @@ def verdicts(saboteur: str, tests: str, folder: Path) -> dict[str, str]:
     [
         (
             "constant-seed",
-            "other_seeds_differ or seeds_are_honoured",
-            {"G4-DETERMINISM-CONTROL": "fail", "G4-GENUINE-SEED": "fail"},
+            "other_seeds_differ or seeds_are_honoured or test_haiku",
+            {"G4-DETERMINISM-CONTROL": "fail", "G4-GENUINE-SEED": "fail", "G4-HAIKU": "fail"},
         ),
         (
             "other-whole-answer",
@@ -63,7 +63,6 @@ def verdicts(saboteur: str, tests: str, folder: Path) -> dict[str, str]:
                 "G4-UTF8-STREAM-EQUALS-FULL": "fail",
             },
         ),
-        ("skipped-layer", "test_haiku", {"G4-HAIKU": "fail"}),
     ],
 )
 def test_a_cheat_is_caught(

@@ -197,6 +197,18 @@ def test_a_worker_gets_its_gpu() -> None:
     assert gpus == ["2", "5", "2", "5"]
 
 
+def test_its_engine_sees_that_gpu_alone(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    for worker, index in enumerate(("2", "5", "2")):
+        options = EngineOptions("gpu", gpus=("2", "5"), worker=worker)
+        spec = EngineUnderTest(options).spec(model)
+        assert spec.env == {"CUDA_VISIBLE_DEVICES": index}
+        assert spec.command[-2:] == ("--device", "cuda:0")
+    assert EngineUnderTest(EngineOptions("cpu")).spec(model).env == {}
+    in_docker = EngineOptions("gpu", launcher="docker", gpus=("2", "5"), worker=1)
+    assert EngineUnderTest(in_docker).spec(model).env == {}
+
+
 def test_a_foreign_engine_is_identified_by_its_files(tmp_path: Path) -> None:
     script = tmp_path / "serve.py"
     script.write_text("one")
