@@ -66,12 +66,13 @@ def default_model() -> Path:
 
 def run(options: BenchOptions, *, as_json: bool) -> int:
     """Measure and print; the exit code."""
+    device_s = _open_device(options.load.device)
     begun = time.perf_counter()
     with LoadProgress(lambda *_: None) as progress:
         model = load_model(options.model, options.load, progress)
     load_s = time.perf_counter() - begun
     try:
-        report = measure(model, options, load_s)
+        report = measure(model, options, load_s) | {"device_s": round(device_s, 3)}
     finally:
         model.close()
     if as_json:
@@ -79,6 +80,15 @@ def run(options: BenchOptions, *, as_json: bool) -> int:
     else:
         _print_table(report)
     return 0
+
+
+def _open_device(device: str) -> float:
+    """Seconds for what a process does once, whatever it loads: CuPy's import, CUDA's context."""
+    if not device.startswith("cuda"):
+        return 0.0
+    from engine.backends.cuda_device import open_device
+
+    return _timed(lambda: open_device(device))
 
 
 def measure(model: LoadedModel, options: BenchOptions, load_s: float) -> dict[str, Any]:
