@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from engine.backends.cpu import default_threads
+from engine.backends.cpu_instructions import Instruction
 from engine.backends.cpu_jit import address_of
 from engine.backends.cpu_kernels import linear
 from engine.backends.cpu_layouts import LAYOUTS, Layout
-from engine.backends.cpu_lowering import Instruction
 from engine.backends.cpu_threads import Team
 from engine.backends.cpu_weights import aligned_zeros
 from engine.bench import read_gb_per_s

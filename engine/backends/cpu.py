@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from engine.backends import Checkpoint, LoadOptions, MemoryReport, Progress
 from engine.backends.cpu_attention import PAGE_POSITIONS, head_page_bytes
 from engine.backends.cpu_buffers import share_buffers, tensor_names
+from engine.backends.cpu_instructions import Instruction, segments
 from engine.backends.cpu_jit import FEATURES, address_of, require_unchanged_sources
-from engine.backends.cpu_lowering import Instruction, Lowering, segments
+from engine.backends.cpu_lowering import Lowering
 from engine.backends.cpu_memory import CHUNK_TOKENS, HEAD_ROWS, Activations
 from engine.backends.cpu_threads import Team
 from engine.backends.cpu_weights import Weights, planned_bytes

@@ -1,7 +1,7 @@
 """The kernels of the instruction table, except attention and experts: one per kind of operation.
 
 Every kernel gets (instruction address, first unit, end unit, state address, scratch address). The
-instruction is a row of int64 words, its arguments from word ARGUMENTS on (see cpu_lowering for
+instruction is a row of int64 words, its arguments from word ARGUMENTS on (see cpu_instructions for
 their names); the state tells which tokens run. What a unit is stands in each docstring.
 """
 

@@ -1,12 +1,6 @@
-"""From a Program to an instruction table: addresses resolved, barriers only where order matters.
+"""From a Program to instructions: addresses resolved, kernels chosen, products kept quantized."""
 
-An instruction is a row of int64 words: kernel address, barrier flag, units = min(limit, fixed +
-per_token · tokens), then the kernel's arguments from word ARGUMENTS on, floats as float64 bits.
-"""
-
-import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,11 +8,10 @@ from numpy.typing import NDArray
 
 from engine.backends import cpu_attention, cpu_experts, cpu_kernels, cpu_vectors
 from engine.backends.cpu_buffers import values
+from engine.backends.cpu_instructions import Instruction, Region, overlap, place_barriers, region_of
 from engine.backends.cpu_jit import address_of
-from engine.backends.cpu_kernels import ARGUMENTS
 from engine.backends.cpu_layouts import X_BLOCK
 from engine.backends.cpu_memory import CHUNK_TOKENS, Activations
-from engine.backends.cpu_threads import ROW_WORDS
 from engine.backends.cpu_weights import Matrix, Weights
 from engine.program import (
     Add,
@@ -37,63 +30,8 @@ from engine.program import (
     Value,
 )  # fmt: skip
 
-UNLIMITED = 1 << 40
 NO_WINDOW = 1 << 40
 BLOCKS_PER_UNIT = 8
-Region = tuple[object, int, int]
-
-
-@dataclass
-class Instruction:
-    """One row of the table; `reads` and `writes` are (memory, first, end) regions."""
-
-    kernel: Any
-    arguments: tuple[float, ...]
-    fixed: int = 0
-    per_token: int = 0
-    limit: int = UNLIMITED
-    reads: list[Region] = field(default_factory=list)
-    writes: list[Region] = field(default_factory=list)
-    weight_bytes: int = 0
-    multiplications: int = 0
-    barrier: bool = False
-
-    def words(self) -> list[int]:
-        """The row."""
-        head = [self.kernel.address, int(self.barrier), self.fixed, self.per_token, self.limit]
-        bits = [_word(argument) for argument in self.arguments]
-        row = head + [0] * (ARGUMENTS - len(head)) + bits
-        return row + [0] * (ROW_WORDS - len(row))
-
-
-def _word(argument: float) -> int:
-    if isinstance(argument, float):
-        return int(struct.unpack("<q", struct.pack("<d", argument))[0])
-    return int(argument)
-
-
-def _region(value: Value) -> Region:
-    return (value.buffer, value.offset, value.offset + value.width)
-
-
-def _overlap(one: list[Region], other: list[Region]) -> bool:
-    return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a in one for b in other)
-
-
-def place_barriers(instructions: Sequence[Instruction]) -> None:
-    """Mark each instruction that depends on another since the last barrier."""
-    reads: list[Region] = []
-    writes: list[Region] = []
-    for one in instructions:
-        one.barrier = (
-            _overlap(one.reads, writes)
-            or _overlap(one.writes, writes)
-            or _overlap(one.writes, reads)
-        )
-        if one.barrier:
-            reads, writes = [], []
-        reads = reads + one.reads
-        writes = writes + one.writes
 
 
 class Lowering:
@@ -137,7 +75,7 @@ class Lowering:
 
     def _emit(self, instruction: Instruction) -> None:
         for region in instruction.writes:
-            stale = {v for v in self._quantized if _overlap([_region(v)], [region])}
+            stale = {v for v in self._quantized if overlap([region_of(v)], [region])}
             self._quantized -= stale
         self._out.append(instruction)
 
@@ -153,8 +91,8 @@ class Lowering:
                 cpu_kernels.embed(table.layout.index, by_position),
                 (table.address, table.tile_bytes, table.n_blocks, *self._memory.place(out)),
                 per_token=1,
-                reads=[_region(out)] if by_position else [],
-                writes=[_region(out)],
+                reads=[region_of(out)] if by_position else [],
+                writes=[region_of(out)],
             )
         )
 
@@ -167,15 +105,15 @@ class Lowering:
                 cpu_kernels.layer_norm if is_layer else cpu_kernels.rms_norm,
                 (*places, op.x.width, self._vector(op.weight), bias, float(op.eps)),
                 per_token=1,
-                reads=[_region(op.x)],
-                writes=[_region(op.out)],
+                reads=[region_of(op.x)],
+                writes=[region_of(op.out)],
             )
         )
 
     def _input(self, x: Value, matrix: Matrix) -> tuple[int, int, Region]:
         """Where a product reads x: itself, or its int16 twin, made if it is stale."""
         if not matrix.layout.quantized:
-            return (*self._memory.place(x), _region(x))
+            return (*self._memory.place(x), region_of(x))
         address, stride = self._memory.twin(x)
         twin: Region = (x, 0, 1)
         if x not in self._quantized:
@@ -186,7 +124,7 @@ class Lowering:
                     cpu_kernels.quantize,
                     (address, stride, *self._memory.place(x), n_blocks, per_token),
                     per_token=per_token,
-                    reads=[_region(x)],
+                    reads=[region_of(x)],
                     writes=[twin],
                 )
             )
@@ -201,7 +139,7 @@ class Lowering:
             out = residual.out
             added = residual.x if residual.y == op.out else residual.y
             other = self._memory.place(added)
-            reads.append(_region(added))
+            reads.append(region_of(added))
         self._emit(
             Instruction(
                 cpu_kernels.linear(matrix.layout.index),
@@ -211,7 +149,7 @@ class Lowering:
                 ),
                 fixed=matrix.n_tiles,
                 reads=reads,
-                writes=[_region(out)],
+                writes=[region_of(out)],
                 weight_bytes=matrix.bytes.nbytes,
                 multiplications=matrix.rows * matrix.columns,
             )
@@ -246,8 +184,8 @@ class Lowering:
                 cpu_kernels.rope,
                 (*place, op.n_heads, op.head_dim, table, stride, n, pair_stride, partner),
                 per_token=1,
-                reads=[_region(op.x), region],
-                writes=[_region(op.x)],
+                reads=[region_of(op.x), region],
+                writes=[region_of(op.x)],
             )
         )
 
@@ -260,7 +198,7 @@ class Lowering:
                 cpu_attention.append,
                 (*k, *v, layer, op.n_kv_heads, op.head_dim),
                 per_token=op.n_kv_heads,
-                reads=[_region(op.k), _region(op.v)],
+                reads=[region_of(op.k), region_of(op.v)],
                 writes=[pages],
             )
         )
@@ -273,8 +211,8 @@ class Lowering:
                 cpu_attention.attend,
                 (*places, layer, *heads, *tail),
                 per_token=op.n_heads,
-                reads=[_region(op.q), pages],
-                writes=[_region(op.out)],
+                reads=[region_of(op.q), pages],
+                writes=[region_of(op.out)],
                 multiplications=2 * op.n_heads * op.head_dim * CHUNK_TOKENS,
             )
         )
@@ -286,8 +224,8 @@ class Lowering:
                 cpu_kernels.combine(kind),
                 (*places, out.width),
                 per_token=1,
-                reads=[_region(x), _region(y)],
-                writes=[_region(out)],
+                reads=[region_of(x), region_of(y)],
+                writes=[region_of(out)],
             )
         )
 
@@ -340,7 +278,7 @@ class _Experts:
                 (*self._memory.place(op.out), *self._y, op.out.width, op.top_k, self._weights),
                 per_token=1,
                 reads=[(self._y, 0, 1), (self._routing, 0, 1)],
-                writes=[_region(op.out)],
+                writes=[region_of(op.out)],
             )
         )
 
@@ -421,11 +359,11 @@ def _residual(op: Op, after: Sequence[Op], kept: Value) -> Add | None:
     add = after[0]
     if (add.x == op.out) == (add.y == op.out) or op.out.buffer == kept.buffer:
         return None
-    product = [_region(op.out)]
+    product = [region_of(op.out)]
     for later in after[1:]:
         named = values(later)
         out = named.pop("out", None)
-        if _overlap(product, [_region(value) for value in named.values()]):
+        if overlap(product, [region_of(value) for value in named.values()]):
             return None
         if out == op.out:
             break
@@ -445,17 +383,3 @@ _LOWER: dict[type[Any], Callable[[Lowering, Any], None]] = {
     MixtureOfExperts: Lowering._experts,
     Add: Lowering._add,
 }
-
-
-def segments(
-    instructions: Sequence[Instruction], limit: int, cost: Callable[[Instruction], int]
-) -> list[tuple[int, int]]:
-    """Runs of instructions [first, end) whose summed cost stays under the limit."""
-    runs, first, total = [], 0, 0
-    for index, instruction in enumerate(instructions):
-        if index > first and total + cost(instruction) > limit:
-            runs.append((first, index))
-            first, total = index, 0
-        total += cost(instruction)
-    runs.append((first, len(instructions)))
-    return runs
