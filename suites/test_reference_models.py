@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from harness import models
-from harness.launch import LaunchEngine, RunningEngine
+from harness.launch import LaunchEngine, Launcher, LaunchSpec, RunningEngine
 from harness.observation import Observe
 from harness.profiles import Profile
 from suites import (
+    test_device_memory,
     test_genuine,
     test_haiku,
     test_model_sequence,
@@ -168,3 +169,18 @@ def test_a_hundred_requests_leak_nothing(
     name: str, reference: RunningEngine, observe: Observe
 ) -> None:
     test_performance.test_a_hundred_requests_leak_nothing(reference, observe)
+
+
+@pytest.mark.check("G3-24GB")
+@pytest.mark.parametrize("name", [test_device_memory.LARGE])
+def test_gpt_oss_fits(
+    name: str,
+    reference_weights: Path,
+    launcher: Launcher,
+    launch_spec: LaunchSpec,
+    launch_reference: LaunchEngine,
+    observe: Observe,
+) -> None:
+    test_device_memory.test_gpt_oss_fits(
+        lambda _: reference_weights, launcher, launch_spec, launch_reference, observe
+    )

@@ -21,7 +21,8 @@ from harness.observation import Judge
 from tests.unit.judge_recorder import VARIABLE
 
 HERE = Path(__file__).parent
-FILES = sorted({*HERE.glob("test_judges_*.py"), HERE / "test_workflows.py"} - {Path(__file__)})
+ELSEWHERE = {HERE / "test_workflows.py", HERE / "test_kernels_probe.py"}
+FILES = sorted({*HERE.glob("test_judges_*.py"), *ELSEWHERE} - {Path(__file__)})
 ARGUMENTS = ("-q", "-p", "tests.unit.judge_recorder", "-p", "no:cacheprovider")
 
 
@@ -47,9 +48,8 @@ def shared() -> dict[CodeType, list[tuple[str, str]]]:
 @pytest.fixture(scope="module")
 def reached(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, str, str]]:
     record = tmp_path_factory.mktemp("judges") / "reached.json"
-    files = [path for path in FILES if path.name != Path(__file__).name]
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", *ARGUMENTS, *map(str, files)],
+        [sys.executable, "-m", "pytest", *ARGUMENTS, *map(str, FILES)],
         cwd=HERE.parents[1],
         env={**os.environ, VARIABLE: str(record)},
         capture_output=True,
