@@ -138,15 +138,10 @@ def memory(observation: Observation, limits: Limits) -> Finding:
 @judge
 def physics(observation: Observation, limits: Limits) -> Finding:
     """No faster than memory allows, and no less compute than the operations need."""
-    streams = [finished(one) for one in exchanges(observation, "jobs")]
+    jobs = exchanges(observation, "jobs")
     weights = _weights_bytes(observation)
-    tokens = sum(stream.tokens_out for stream in streams)
-    gaps_s = [
-        (b.arrival_ns - a.arrival_ns) / 1e9
-        for stream in streams
-        for a, b in zip(stream.tokens, stream.tokens[1:], strict=False)
-    ]
-    rate = len(gaps_s) / sum(gaps_s)
+    tokens = sum(finished(job).tokens_out for job in jobs)
+    rate = _tokens_per_s(jobs)
     bandwidth = fact(observation, "bandwidth_bytes_per_s")
     read = rate * weights
     need(
@@ -161,6 +156,16 @@ def physics(observation: Observation, limits: Limits) -> Finding:
         f"{used_s * 1e3:.3f} ms of compute a token, the operations need {floor_s * 1e3:.3f}",
     )
     return passed("rate and compute are possible", tokens_per_s=rate, compute_ms=used_s * 1e3)
+
+
+def _tokens_per_s(jobs: Sequence[Exchange]) -> float:
+    """From token to token; over the whole answer where all tokens came at one moment."""
+    streams = [finished(job) for job in jobs]
+    spans_ns = [s.tokens[-1].arrival_ns - s.tokens[0].arrival_ns for s in streams if s.tokens]
+    steps = sum(len(stream.tokens) for stream in streams) - len(spans_ns)
+    if sum(spans_ns) > 0:
+        return steps * 1e9 / sum(spans_ns)
+    return sum(stream.tokens_out for stream in streams) / sum(_duration_s(job) for job in jobs)
 
 
 def _compute_floor_s(weights_bytes: int, limits: Limits) -> float:

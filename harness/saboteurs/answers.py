@@ -108,7 +108,7 @@ class ProxiesElsewhere(Saboteur):
 
     name = "proxies-elsewhere"
     cheat = "passes every request on to an engine that is no process of its own"
-    caught_by = "G4-GENUINE-PHYSICS"
+    caught_by = "G4-GENUINE-MODELFILE"
 
     async def start(self) -> None:
         """The engine leaves the process tree; something idle stands in its place."""

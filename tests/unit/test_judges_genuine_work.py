@@ -154,8 +154,8 @@ def test_memory() -> None:
     fails(held([200 + 8.0 * i for i in range(24)]), "memory grows")
 
 
-def physical(rate: float = 100, compute_s: float = 4.0, bandwidth: float = 20e9) -> Finding:
-    jobs = [timed(50, gap_ms=1000 / rate, n=40) for _ in range(6)]
+def physical(rate: float = 100, compute_s: float = 4.0, first_ms: float = 50) -> Finding:
+    jobs = [timed(first_ms, gap_ms=1000 / rate, n=40) for _ in range(6)]
     return judged(
         "PHYSICS",
         {"bandwidth_ratio": 8.0, "core_gflops": 200.0},
@@ -163,13 +163,14 @@ def physical(rate: float = 100, compute_s: float = 4.0, bandwidth: float = 20e9)
         api="native",
         health=[exchange(answer={"weights_bytes": 100_000_000})],
         compute_s=compute_s,
-        bandwidth_bytes_per_s=bandwidth,
+        bandwidth_bytes_per_s=20e9,
     )
 
 
 def test_physics() -> None:
     assert physical().verdict == Verdict.PASS
     fails(physical(rate=5000), "no such model ran here")
+    fails(physical(rate=1e12, first_ms=1), "no such model ran here")
     fails(physical(compute_s=0.01), "ms of compute a token")
 
 
