@@ -26,10 +26,16 @@ def test_the_reference_models_come_to_the_default_one() -> None:
 
 def test_each_reference_model_is_asked() -> None:
     for id_, check in load_checklists().checks.items():
-        if "m0" in check.where and check.observations["m0"]:
+        if "m0" in check.where:
             wanted = (OF_ONE_MODEL[id_],) if id_ in OF_ONE_MODEL else NAMES
             for name in wanted:
                 assert any(name in test for test in check.observations["m0"]), f"{id_}: {name}"
+
+
+def test_every_check_is_observed_in_every_place_where_it_is_judged() -> None:
+    checks = [check for check in load_checklists().checks.values() if not check.computed]
+    bare = [(c.id, place) for c in checks for place in c.where if not c.observations.get(place)]
+    assert not bare
 
 
 @pytest.mark.parametrize("name", NAMES)
