@@ -98,31 +98,39 @@ def _await(done: int, units: int, job: int) -> bool:
 
 
 @native
-def _await_all(words: Any, first: int, end: int, job: int) -> bool:
+def _await_all(done: int, table: int, state: int, first: int, end: int, job: int) -> bool:
     for index in range(first, end):
-        units = _units(words[TABLE] + index * ROW_BYTES, words[STATE])
-        if not _await(words[DONE] + 8 * index, units, job):
+        if not _await(done + 8 * index, _units(table + index * ROW_BYTES, state), job):
             return False
     return True
 
 
 @native
 def _run_part(control: int, scratch: int, job: int) -> None:
-    """One member's share of a job; returns when all is done or the job is over."""
+    """One member's share of a job; returns when all is done or the job is over.
+
+    What it reads of the job is the job's own if its counters, read last, still are: a late member
+    may find an index of one table and the address of another.
+    """
     words = as_i64(np.uint64(control))
-    first, end, table, state = words[FIRST], words[END], words[TABLE], words[STATE]
+    first = atomic_load(np.uint64(control + 8 * FIRST))
+    end = atomic_load(np.uint64(control + 8 * END))
+    table = atomic_load(np.uint64(control + 8 * TABLE))
+    state = atomic_load(np.uint64(control + 8 * STATE))
+    all_taken, all_done = words[TAKEN], words[DONE]
+    if atomic_load(np.uint64(all_taken + 8 * first)) >> JOB_SHIFT != job:
+        return
     pending, grabs = first, words[N_THREADS] * GRABS_PER_THREAD
     for index in range(first, end):
         row, offset = table + index * ROW_BYTES, 8 * index
         if as_i64(np.uint64(row))[BARRIER]:
-            if not _await_all(words, pending, index, job):
+            if not _await_all(all_done, table, state, pending, index, job):
                 return
             pending = index
         grain = max(1, _units(row, state) // grabs)
-        taken, done = words[TAKEN] + offset, words[DONE] + offset
-        if not _take_units(row, taken, done, state, scratch, job, grain):
+        if not _take_units(row, all_taken + offset, all_done + offset, state, scratch, job, grain):
             return
-    _await_all(words, pending, end, job)
+    _await_all(all_done, table, state, pending, end, job)
 
 
 @native
