@@ -8,6 +8,11 @@ from harness.challenge import Challenge
 
 CHECK: Final = "G4-HAIKU"
 LINES: Final = 3
+FIXED_SEED: Final = 42
+FIXED_QUESTION: Final = (
+    "Write a haiku about GPU computing in exactly three lines, with the word twenty-nine in it."
+)
+"""What the goldens of profile m0 answer, greedily and with the fixed seed."""
 
 ONES: Final = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",

@@ -1,19 +1,23 @@
 """Gate 4: the anti-cheat haiku."""
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import models
 from harness.clients.http import answer
 from harness.clients.native import NativeClient
-from harness.haiku import haiku_challenge, haiku_request, what_is_wrong
+from harness.haiku import FIXED_SEED, haiku_challenge, haiku_request, what_is_wrong
 from harness.judges.stream import read_or_nothing
 from harness.launch import LaunchEngine
 from harness.observation import Observe
 from harness.reference import client_like, reference_engine
 
 ATTEMPTS = 3
+GOLDENS = Path(__file__).parent / "goldens" / "haiku"
 
 
 @pytest.mark.check("G4-HAIKU")
@@ -85,3 +89,20 @@ def attempted(
         "model_sha256": engine.model_sha256,
         "has_words": not what_is_wrong(asked, read_or_nothing(haiku).text, chat=chat),
     }
+
+
+@pytest.mark.check("G4-HAIKU")
+@pytest.mark.parametrize(
+    "name", [model.name for model in models.registry().values() if "m0" in model.profiles]
+)
+def test_fixed_haiku(name: str, launch_engine: LaunchEngine, observe: Observe) -> None:
+    """The fixed question, whose answer by transformers is a golden; without it this is an error."""
+    engine = launch_engine(model=models.resolve(name))
+    golden = json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
+    fixed = engine.client.execute(
+        prompt_ids=golden["prompt_ids"],
+        max_tokens=len(golden["completion_ids"]),
+        temperature=0.0,
+        seed=FIXED_SEED,
+    )
+    observe(golden=golden, fixed=fixed, model_sha256=engine.model_sha256)

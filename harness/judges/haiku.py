@@ -4,11 +4,19 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from harness.haiku import CHECK, HaikuChallenge, haiku_challenge, haiku_request, what_is_wrong
+from harness.haiku import (
+    CHECK,
+    FIXED_SEED,
+    HaikuChallenge,
+    haiku_challenge,
+    haiku_request,
+    what_is_wrong,
+)
 from harness.judges.metrics_text import counter
 from harness.judges.rule import (
     Unseen,
     body,
+    by_test,
     exchange,
     exchanges,
     fact,
@@ -22,11 +30,12 @@ from harness.judges.rule import (
 from harness.judges.stream import Stream, finished, identical, is_native, parts_at
 from harness.judges.stream import asked as asked_fields
 from harness.observation import Exchange, Finding, Judge, Limits, Observation
-from harness.rescore import GreedyFit, greedy_fit, likely_cause, read_scores
+from harness.rescore import GreedyFit, first_difference, greedy_fit, likely_cause, read_scores
 
 CHAT_TEST: Final = "test_haiku_of_reference["
 """The tests of profile m0, whose models answer a conversation."""
 
+MIN_FIXED: Final = 8
 TOKENS_METRIC: Final = "worker_tokens_generated_total"
 
 
@@ -167,4 +176,36 @@ def _check_replayed(observation: Observation, haiku: Exchange, stream: Stream) -
     return GreedyFit(stream.tokens_out, stream.tokens_out, 0.0)
 
 
-JUDGES: Final[Mapping[str, Judge]] = {CHECK: judge_haiku}
+@judge
+def judge_fixed(observation: Observation, limits: Limits) -> Finding:
+    """The fixed question gives the tokens that transformers gives, up to a near-tie of its own."""
+    golden, seen = fact(observation, "golden"), exchange(observation, "fixed")
+    sent, stream = asked_fields(seen), finished(seen)
+    if golden["sha256"] != fact(observation, "model_sha256"):
+        raise Unseen("the golden is of another model file")
+    if sent.get("prompt_ids") != golden["prompt_ids"] or sent.get("temperature") != 0.0:
+        raise Unseen("the fixed question was not asked, or not greedily")
+    if sent.get("seed") != FIXED_SEED:
+        raise Unseen(f"the fixed question was not asked with seed {FIXED_SEED}")
+    wanted = golden["completion_ids"]
+    at = first_difference(stream.ids[: len(wanted)], wanted)
+    margin = 0.0 if at is None else float(golden["margins"][min(at, len(wanted) - 1)])
+    need(
+        at is None or margin <= limit(limits, "margin_logits"),
+        f"token {at} of the fixed haiku is not that of transformers, whose margin there is "
+        f"{margin:.3g} logits",
+    )
+    compared = len(wanted) if at is None else at
+    need(compared >= MIN_FIXED, f"only {compared} tokens were compared, wanted {MIN_FIXED}")
+    return passed(f"{compared} tokens as transformers gives them", tokens=compared)
+
+
+JUDGES: Final[Mapping[str, Judge]] = {
+    CHECK: by_test(
+        {
+            "test_haiku": judge_haiku,
+            "test_haiku_of_reference": judge_haiku,
+            "test_fixed_haiku": judge_fixed,
+        }
+    )
+}

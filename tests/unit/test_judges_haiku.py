@@ -168,6 +168,40 @@ def test_a_conversation_must_replay() -> None:
     assert "the reference's haiku parts" in found.message
 
 
+SAID = list(range(10, 20))
+GOLDEN = {
+    "sha256": MODEL,
+    "prompt_ids": [1, 2, 3],
+    "completion_ids": SAID,
+    "margins": [2.0] * 8 + [0.01, 2.0],
+}
+
+
+def fixed(ids: list[int] = SAID, **changed: Any) -> Finding:
+    """Profile m0: the fixed question, beside its golden."""
+    sent = {"prompt": None, "prompt_ids": [1, 2, 3], "temperature": 0.0, "seed": 42}
+    seen = run([" a"] * len(ids), 0, ids=ids, **sent | changed)
+    facts = {"golden": GOLDEN, "model_sha256": MODEL}
+    test = "test_fixed_haiku[gpt-oss-20b]"
+    observation = Observation("G4-HAIKU", test, 1, {"fixed": (seen,)}, facts)
+    return JUDGES["G4-HAIKU"](observation, LIMITS)
+
+
+def test_the_fixed_haiku_is_that_of_transformers() -> None:
+    assert fixed().numbers["tokens"] == 10
+    near_tie = [*range(10, 18), 99, 98]
+    assert fixed(near_tie).numbers["tokens"] == 8
+    found = fixed([10, 11, 99, *range(13, 20)])
+    assert found.verdict == Verdict.FAIL
+    assert "token 2 of the fixed haiku is not that of transformers" in found.message
+    assert fixed(list(range(10, 15))).verdict == Verdict.FAIL
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"temperature": 0.7}, {"prompt_ids": [1]}])
+def test_another_question_is_no_evidence(changed: dict[str, Any]) -> None:
+    assert fixed(**changed).verdict == Verdict.ERROR
+
+
 def test_minutes_in_words() -> None:
     words = [minute_word(minute) for minute in range(60)]
     assert len(set(words)) == 60
