@@ -147,8 +147,12 @@ def gemm(
     x: DeviceArray,
     outputs: tuple[GemmOutput, ...],
     epilogue: GemmEpilogue = "STORE",
+    *,
+    few: bool = True,
 ) -> None:
     """Out (+)= x f16[m, k] · matrixᵀ + bias, for up to three matrices of one type.
+
+    `few` lets under 64 rows take gemm_few.cu, which adds in another order.
 
     out f32[m, rows]; gated epilogues (one matrix, rows alternate gate, up) f16[m, rows / 2]. Raises
     KernelArgumentError.
@@ -163,12 +167,10 @@ def gemm(
             raise KernelArgumentError(f"gemm: {output.matrix.type} beside {first.type}")
         pointer = require("bias", bias, "f32", (output.matrix.rows,)) if bias else 0
         _add_output(arguments, output, (m, epilogue), pointer)
-    few = few_tuning(launcher.limits, first, "DENSE") if m < FEW_TOKENS else None
-    if few:
-        parts = -(-m // few.rows)
-        _launch_few(
-            launcher, FewVariant(first.type, epilogue, "DENSE", few), first, arguments, parts
-        )
+    tuning = few_tuning(launcher.limits, first, "DENSE") if few and m < FEW_TOKENS else None
+    if tuning:
+        few_variant = FewVariant(first.type, epilogue, "DENSE", tuning)
+        _launch_few(launcher, few_variant, first, arguments, -(-m // tuning.rows))
         return
     rows = _FEW_ROWS if m <= 2 * _FEW_ROWS else _MANY_ROWS
     variant = GemmVariant(first.type, epilogue, "DENSE", rows)
@@ -221,7 +223,10 @@ def _launch_few(
 
 @dataclass(frozen=True)
 class GroupedGemm:
-    """A linear of the chosen experts: `bias` f32[n_experts, rows], `n_tokens` routed tokens."""
+    """A linear of the chosen experts: `bias` f32[n_experts, rows], `n_tokens` routed tokens.
+
+    `few` as in `gemm`.
+    """
 
     matrix: PackedMatrix
     bias: DeviceArray
@@ -229,6 +234,7 @@ class GroupedGemm:
     n_tokens: int
     epilogue: GemmEpilogue
     grouping: Grouping
+    few: bool = True
 
 
 def grouped_gemm(launcher: Launcher, x: DeviceArray, out: DeviceArray, spec: GroupedGemm) -> None:
@@ -250,10 +256,10 @@ def grouped_gemm(launcher: Launcher, x: DeviceArray, out: DeviceArray, spec: Gro
     )
     bias = require("bias", spec.bias, "f32", (matrix.n_experts, matrix.rows))
     _add_output(arguments, GemmOutput(matrix, out), (entries, spec.epilogue), bias)
-    few = few_tuning(launcher.limits, matrix, spec.grouping)
-    if few and spec.n_tokens < FEW_TOKENS:
-        few_variant = FewVariant(matrix.type, spec.epilogue, spec.grouping, few)
-        parts = min(entries, matrix.n_experts + entries // few.rows)
+    tuning = few_tuning(launcher.limits, matrix, spec.grouping)
+    if tuning and spec.few and spec.n_tokens < FEW_TOKENS:
+        few_variant = FewVariant(matrix.type, spec.epilogue, spec.grouping, tuning)
+        parts = min(entries, matrix.n_experts + entries // tuning.rows)
         _launch_few(launcher, few_variant, matrix, arguments, parts)
         return
     rows = _FEW_ROWS if 2 * entries <= _FEW_ROWS * matrix.n_experts else _MANY_ROWS

@@ -1,4 +1,4 @@
-// Prefill linear over few rows (the tail of a prompt, under 64 tokens), as gemm.cu: same arguments,
+// Prefill linear over few rows (a prompt of under 64 tokens), as gemm.cu: same arguments,
 // epilogues and grouping, but bound by reading the weights once: out[m, n] = x[m, k] · weight[n, k]ᵀ + bias.
 // Work is cut into jobs: 16 weight rows for a part of N rows of x (of one expert). A block takes a run of
 // neighbouring jobs: whole groups of 16 packed rows arrive by bulk copies in a ring of `slots`; x stays in

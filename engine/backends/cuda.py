@@ -24,7 +24,7 @@ from engine.backends.cuda_memory import Allocation, DevicePool
 from engine.backends.cuda_model import Bound, BoundAttention, BoundLinear, ModelBuilder
 from engine.backends.cuda_plan import plan
 from engine.backends.cuda_prefill import Chunk, ChunkExecutor
-from engine.backends.cuda_tail import TailGraphs
+from engine.backends.cuda_short_prompt import ShortPromptGraphs
 from engine.backends.cuda_weights import WeightLoader
 from engine.backends.prompt_bounds import check_token_ids
 from engine.errors import DeviceError, OutOfMemory
@@ -196,10 +196,14 @@ class CudaRuntime:
 
         self._head_launches = build(self._head, 0)
         self._graphs = DecodeGraphs(self._stream, self._context, step)
-        self._executor = ChunkExecutor(self._context, self._rows)
-        self._tails = TailGraphs(self._stream, self._context, self._queue_body, self.context_length)
+        self._executor = ChunkExecutor(self._context, self._rows, few=False)
+        self._few_executor = ChunkExecutor(self._context, self._rows)
+        self._short_prompts = ShortPromptGraphs(
+            self._stream, self._context, self._queue_short_prompt, self.context_length
+        )
         with self._context.recording() as kernels:
-            for rows in (1, PAGE_TOKENS, self._chunk_tokens):
+            self._queue_short_prompt(1)
+            for rows in (1, self._chunk_tokens):
                 self._run_steps(
                     Chunk(rows, self._ids.rows(0, rows), self._position, self._pages), _go_on
                 )
@@ -242,17 +246,11 @@ class CudaRuntime:
     def _chunks(
         self, sequence: CudaSequence, token_ids: Sequence[int], checkpoint: Checkpoint
     ) -> Iterator[tuple[int, int]]:
-        """Run the body chunk by chunk; yields (place in token_ids, tokens) of each.
-
-        What follows the last whole page is a chunk of its own: few rows have their own kernels, so
-        which kernels compute a row depends on its place in the sequence alone.
-        """
-        at, end = 0, len(token_ids)
-        tail = (sequence.n_tokens + end) % PAGE_TOKENS
-        while at < end:
+        """Run the body chunk by chunk; yields (place in token_ids, tokens) of each."""
+        at = 0
+        while at < len(token_ids):
             edge = self._chunk_tokens - sequence.n_tokens % self._chunk_tokens
-            whole_pages = end - at - tail
-            size = min(edge, whole_pages if whole_pages > 0 else end - at)
+            size = min(edge, len(token_ids) - at)
             checkpoint()
             self._run_chunk(sequence, token_ids[at : at + size], checkpoint)
             yield at, size
@@ -267,18 +265,25 @@ class CudaRuntime:
         self._memory.write(ids, np.array(token_ids, np.int32))
         self._memory.write(self._first, np.array([sequence.n_tokens], np.int32))
         try:
-            if not self._tails.launch(sequence.n_tokens, n):
+            if sequence.n_tokens == 0 and n < PAGE_TOKENS:
+                self._run_short_prompt(n)
+            else:
                 self._run_steps(Chunk(n, ids, self._first, self._pages), checkpoint)
         finally:
             self._stream.synchronize()
         sequence.n_tokens += n
         sequence.token_ids.extend(token_ids)
 
-    def _queue_body(self, rows: int) -> None:
-        """Queue the body over the first rows of the ids, from position `first` on."""
+    def _run_short_prompt(self, n_tokens: int) -> None:
+        """A prompt without a whole page, which nothing can reuse, has kernels of its own."""
+        if not self._short_prompts.launch(n_tokens):
+            self._queue_short_prompt(n_tokens)
+
+    def _queue_short_prompt(self, rows: int) -> None:
+        """Queue the body over the first rows of the ids."""
         chunk = Chunk(rows, self._ids.rows(0, rows), self._first, self._pages)
         for bound in self._body:
-            self._executor.run(bound, chunk)
+            self._few_executor.run(bound, chunk)
 
     def _run_steps(self, chunk: Chunk, checkpoint: Checkpoint) -> None:
         """Queue the body, never more than a few layers ahead of the device."""
@@ -297,9 +302,9 @@ class CudaRuntime:
         out = self._logit_rows.rows(0, rows)
         for bound in self._head:
             if isinstance(bound, BoundLinear) and bound.step.linears[0].out == self._plan.logits:
-                self._executor.linear_into(bound, rows, [out])
+                self._few_executor.linear_into(bound, rows, [out])
             else:
-                self._executor.run(bound, chunk)
+                self._few_executor.run(bound, chunk)
         return out
 
     def prefill(

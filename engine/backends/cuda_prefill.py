@@ -49,10 +49,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ChunkExecutor:
-    """Runs bound steps over the rows of a chunk in `buffers`."""
+    """Runs bound steps over the rows of a chunk in `buffers`.
+
+    `few` lets under 64 rows take the kernels of few rows, which add in another order.
+    """
 
     context: KernelContext
     buffers: Buffers
+    few: bool = True
 
     def run(self, bound: Bound, chunk: Chunk) -> None:
         """Queue the kernels of one step."""
@@ -130,14 +134,16 @@ class ChunkExecutor:
             return
         outputs = map(GemmOutput, bound.matrices, outs, bound.biases)
         for _, alike in groupby(outputs, lambda output: output.matrix.type):
-            gemm(self.context, x, tuple(alike), "ADD" if step.residual else "STORE")
+            epilogue: GemmEpilogue = "ADD" if step.residual else "STORE"
+            gemm(self.context, x, tuple(alike), epilogue, few=self.few)
 
     def _gated(self, bound: BoundGated, rows: int) -> None:
         step = bound.step
         x = self._half_input(step.x, step.norm, bound.norm_weight, rows)
         out = self.buffers.halves(step.out, rows)
         assert out is not None
-        gemm(self.context, x, (GemmOutput(bound.matrix, out),), GATED_EPILOGUE[step.kind])
+        outputs = (GemmOutput(bound.matrix, out),)
+        gemm(self.context, x, outputs, GATED_EPILOGUE[step.kind], few=self.few)
 
     def _attention(self, bound: BoundAttention, chunk: Chunk) -> None:
         op, rows = bound.step.op, chunk.rows
@@ -173,9 +179,13 @@ class ChunkExecutor:
         op, rows = bound.step.op, x.shape[0]
         hidden = self.buffers.scratch("hidden", (rows * op.top_k, op.hidden), "f16")
         epilogue = GATED_EPILOGUE[op.kind]
-        first = GroupedGemm(bound.gate_up, bound.gate_up_bias, routing, rows, epilogue, "EXPERT_IN")
+        first = GroupedGemm(
+            bound.gate_up, bound.gate_up_bias, routing, rows, epilogue, "EXPERT_IN", self.few
+        )
         grouped_gemm(self.context, x, hidden, first)
-        last = GroupedGemm(bound.down, bound.down_bias, routing, rows, "STORE", "EXPERT_OUT")
+        last = GroupedGemm(
+            bound.down, bound.down_bias, routing, rows, "STORE", "EXPERT_OUT", self.few
+        )
         grouped_gemm(self.context, hidden, y, last)
 
     def _exact_experts(

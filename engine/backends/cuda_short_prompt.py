@@ -1,4 +1,4 @@
-"""The rows of a prompt past its last whole page, fewer than 64, as a captured graph of the body.
+"""A prompt of fewer than 64 tokens as a captured graph of the body.
 
 A graph is made for a few numbers of rows and pads the prompt to the next. The padding's rows are
 computed from whatever token ids are there and never read; a row does not depend on the others.
@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kernels.attention import PAGE_TOKENS
 from kernels.context import KernelContext
 
-TAIL_ROWS = (8, 16, 32, 63)
+GRAPH_ROWS = (8, 16, 32, 63)
 
 
 @dataclass
-class TailGraphs:
+class ShortPromptGraphs:
     """Graphs by rows, captured at first use; `queue_body` queues the body over so many rows."""
 
     stream: Any
@@ -24,14 +23,13 @@ class TailGraphs:
     context_length: int
     _graphs: dict[int, Any] = field(default_factory=dict)
 
-    def launch(self, first: int, n_tokens: int) -> bool:
-        """Queue the graph for a tail at position `first`.
+    def launch(self, n_tokens: int) -> bool:
+        """Queue the graph for a prompt at position 0.
 
-        False, with nothing queued, for other chunks: those that are longer, begin inside a page, or
-        whose padding has no positions left.
+        False, with nothing queued, for one that is longer or whose padding has no positions left.
         """
-        rows = next((rows for rows in TAIL_ROWS if n_tokens <= rows), 0)
-        if not rows or first % PAGE_TOKENS or first + rows > self.context_length:
+        rows = next((rows for rows in GRAPH_ROWS if n_tokens <= rows), 0)
+        if not rows or rows > self.context_length:
             return False
         if rows not in self._graphs:
             self._graphs[rows] = self._capture(rows)
