@@ -17,6 +17,8 @@ from harness.models import DEFAULT_MODEL, Model
 
 app = typer.Typer(help="Models: list, fetch, path, inspect.", no_args_is_help=True)
 
+PIPED_COLUMNS = 200
+"""Where nobody looks: one line a model."""
 Name = Annotated[str, typer.Argument(help="A registered name.")]
 
 
@@ -64,7 +66,10 @@ def list_() -> None:
         here = Text("yes", style="green") if model.path.is_file() else Text("no", style="dim")
         profiles = ", ".join(model.profiles) or "–"
         table.add_row(model.name, here, size, model.quant, model.licence, profiles, model.origin)
-    Console(soft_wrap=True).print(table)
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PIPED_COLUMNS
+    console.print(table)
 
 
 @app.command()

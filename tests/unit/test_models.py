@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from engine.synthetic import write_model
 from harness import fetch as fetching
+from harness.cli import app
 from harness.errors import ModelFileError, UsageError
 from harness.fetch import fetch, pip_command, place, unpack
 from harness.models import (
@@ -266,6 +268,13 @@ def test_generated_weights_say_so_and_make_no_m0_certificate(tmp_path: Path) -> 
     assert ("weights", "generated: random numbers") in model_cards({"models": seen[0]})[0][1]
     with pytest.raises(UsageError, match=r"gpt-oss-20b-mxfp4\.gguf has generated weights, wanted"):
         EngineUnderTest(EngineOptions("m0", models=(str(other), str(generated))))
+
+
+def test_a_piped_list_has_one_line_a_model() -> None:
+    lines = CliRunner().invoke(app, ["models", "list"]).output.splitlines()
+    for line, model in zip(lines[1:], registry().values(), strict=True):
+        assert line.split()[:2] == [model.name, "no"]
+        assert line.rstrip().endswith(model.origin)
 
 
 def test_a_full_disk_names_both_numbers() -> None:
