@@ -26,7 +26,7 @@ MODELS = (DEFAULT, *FAMILIES)
 COUNT: dict[str, Any] = {"prompt": "Count to three", "max_tokens": 20, "temperature": 0.0}
 TEXT = "Count to three: one, two, three.\n  Naïve 東京 👩‍👩‍👧"
 N_REQUESTS, N_WARM = 50, 5
-SETTLED_S = 15.0
+SETTLED_S, SETTLED_BYTES = 15.0, 16 << 20
 
 GenerateModel = Callable[[str], Path]
 
@@ -113,7 +113,7 @@ def launched(
 def settled_bytes(baseline: int) -> int:
     """The same some time later: a driver takes its time with the memory of a process that ended."""
     deadline = monotonic() + SETTLED_S
-    while (left := unowned_bytes()) > baseline and monotonic() < deadline:
+    while (left := unowned_bytes()) > baseline + SETTLED_BYTES and monotonic() < deadline:
         pass
     return left
 
