@@ -86,7 +86,7 @@ def likely_cause(wrong: AbstractSet[str], asked: AbstractSet[str], fit: GreedyFi
     if fit.exact_rate >= WRONG_SAMPLER_EXACT_RATE:
         return "wrong sampler" if wrong else "logprobs of another distribution"
     if fit.exact_rate >= CLOSE_EXACT_RATE:
-        return "other quantization or KV precision"
+        return "other weights, quantization or KV precision"
     return "other model"
 
 

@@ -73,7 +73,7 @@ def test_the_first_difference_is_where_common_tokens_end(
         ({"long"}, 0.7, "truncated context or KV precision"),
         ({"sampled", "chat"}, 1.0, "wrong sampler"),
         (set(), 1.0, "logprobs of another distribution"),
-        ({"greedy", "long"}, 0.9, "other quantization or KV precision"),
+        ({"greedy", "long"}, 0.9, "other weights, quantization or KV precision"),
         ({"greedy", "sampled", "long"}, 0.3, "other model"),
     ],
 )
