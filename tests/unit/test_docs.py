@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,3 +105,12 @@ def test_every_entry_of_elsewhere_is_for_a_shown_command() -> None:
     shown = [command for _, command in COMMANDS]
     for pattern in ELSEWHERE:
         assert any(re.match(pattern, command) for command in shown), pattern
+
+
+def test_without_a_checkout_the_suite_of_documents_is_skipped(pytester: pytest.Pytester) -> None:
+    installed = pytester.mkdir("suites")
+    shutil.copy(ROOT / "suites" / "test_docs.py", installed)
+    chosen = ("suites/test_docs.py", "-k", "architecture or developer", "-rs")
+    result = pytester.runpytest_subprocess(*chosen)
+    result.assert_outcomes(skipped=2, deselected=3)
+    result.stdout.fnmatch_lines(["*a wheel holds no documents*"])
