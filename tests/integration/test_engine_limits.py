@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from engine.server import STALL_TIMEOUT_S
 from tests.integration.engine_process import (
     MODEL,
     EngineProcess,
@@ -124,9 +125,9 @@ def test_readers_that_stop_reading_stall_nobody_cost_little_and_are_cut_off(
         assert engine.execute(prompt="x", max_tokens=2)[-1][0] == "end"
         assert engine.client.get("/health").status_code == 200
         assert psutil.Process(engine.process.pid).memory_info().rss < rss + 24 * MIB
+        time.sleep(STALL_TIMEOUT_S + 1)
         for connection in (first, second):
             connection.settimeout(patience_s(60.0))
-            time.sleep(11)  # longer than the engine's patience with a full buffer
             got = b""
             with contextlib.suppress(ConnectionResetError):
                 while piece := connection.recv(65536):
