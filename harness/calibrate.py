@@ -15,8 +15,10 @@ from statistics import median
 from harness.calibration import SCHEMA, Pairing
 from harness.clients import EngineClient
 from harness.clients.native import NativeClient
+from harness.errors import CalibrationError, ProtocolError
 from harness.judges import JUDGES
 from harness.judges.genuine_rescore import evidence
+from harness.judges.rule import Broken, Unseen
 from harness.judges.stream import read_or_nothing
 from harness.launch import LaunchSpec, RunningEngine
 from harness.launch.process import ProcessLauncher, file_sha256
@@ -119,8 +121,11 @@ def honest_run(plan: Plan, nonce: str, tested: EngineClient, trusted: RunningEng
 
 
 def pairing_of(name: str, runs: Sequence[HonestRun]) -> Pairing:
-    """What honest runs show, counted."""
-    seen = [evidence(run.seen) for run in runs]
+    """What honest runs show, counted; CalibrationError if one of them shows nothing."""
+    try:
+        seen = [evidence(run.seen) for run in runs]
+    except (Broken, ProtocolError, Unseen) as error:
+        raise CalibrationError(f"calibrate: an honest run cannot be read: {error}") from None
     replays = [replay for one in seen for replay in one.replays]
     scores = [score for one in seen for score in one.scores]
     return Pairing(

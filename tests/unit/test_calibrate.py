@@ -1,9 +1,13 @@
 """Calibration runs: what is counted, and that no half of the runs judges itself."""
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from harness.calibrate import HonestRun, Rate, false_alarms, file_of, pairing_of
 from harness.calibration import parse_calibration
+from harness.errors import CalibrationError
 from harness.observation import Exchange
 from harness.rescoring import Replies, Rescoring, observation
 from tests.unit.recorded import events, exchange, stream
@@ -60,6 +64,14 @@ def test_an_honest_run_that_parts_is_an_alarm_in_either_half() -> None:
     runs = [run(str(number), parts=number == 2) for number in range(12)]
     rate = false_alarms("cpu/cpu", runs)
     assert rate.alarms >= 1
+
+
+def test_an_honest_run_that_was_refused_is_named() -> None:
+    good = run("a")
+    refused = exchange("/execute", {"code": "bad_request"}, sent={}, status=400)
+    bad = replace(good.seen, exchanges={**good.seen.exchanges, "jobs": (refused,)})
+    with pytest.raises(CalibrationError, match="an honest run cannot be read"):
+        pairing_of("cpu/cpu", [replace(good, seen=bad)])
 
 
 def test_the_file_reads_back_as_what_was_counted() -> None:
