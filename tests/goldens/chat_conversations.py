@@ -65,6 +65,20 @@ NESTED = tool(
         },
     },
 )
+LOOKUP = tool(
+    "look_up",
+    "Looks a word up.",
+    {
+        "type": "object",
+        "properties": {
+            "word": {"type": "string", "description": "In any language: 語, <b>"},
+            "order": {"type": "string", "enum": ["newest", "best"]},
+            "exact": {"type": "boolean"},
+            "pages": {"type": "array", "items": {"type": "number"}},
+        },
+        "required": ["word", "pages"],
+    },
+)
 BARE = tool("now", "Tells the time.")
 ODD = "  {{ 7 * 7 }} {% raw %} \\n 'a' \"b\" & <b>\n\n世界 👩‍👧 e\u0301 \t end  "
 
@@ -113,6 +127,8 @@ TOOLS = [
     Conversation([said("user", "Weather?")], {"tools": [WEATHER]}),
     Conversation([said("developer", "Ask."), said("user", "Go")], {"tools": [NESTED, BARE]}),
     Conversation([said("system", "Ask."), said("user", "Go")], {"tools": [BARE, WEATHER]}),
+    Conversation([said("developer", "Ask."), said("user", "Go")], {"tools": [LOOKUP, BARE]}),
+    Conversation([said("user", "Go")], {"tools": [LOOKUP], "reasoning_effort": "low"}),
     Conversation([said("user", "x")], {"builtin_tools": ["browser", "python"]}),
     Conversation(
         [

@@ -123,13 +123,15 @@ def _spoken(message: dict[str, Any]) -> list[Any]:
 
 
 def harmony_speaks(case: Conversation) -> bool:
-    """False where vendor's template and library differ: calls of tools, training, dropped roles."""
+    """False where vendor's template and library differ: calls of tools, defaults, dropped roles."""
     later = case.messages[1:]
     plain = all(m["role"] in ("user", "assistant") and "tool_calls" not in m for m in later)
     quoted = any("<|channel|>" in m["content"] for m in later if plain)
-    nested = any("grid" in str(each) for each in case.variables.get("tools", ()))
+    odd = any(
+        "default" in str(each) or "grid" in str(each) for each in case.variables.get("tools", ())
+    )
     builtin = "builtin_tools" in case.variables
-    return plain and case.add_generation_prompt and not (quoted or nested or builtin)
+    return plain and case.add_generation_prompt and not (quoted or odd or builtin)
 
 
 def write(name: str, cases: list[dict[str, Any]]) -> None:
