@@ -182,6 +182,7 @@ class ControllerHooks(WorkerHooks):
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         try:
             self._hold_gpus()
+            self._require_memory()
             self.session.bundle = BundleWriter.create(proof_dir(self.config)).path
             self.session.record("nonce_committed", sha256=self.session.nonce.commitment)
         except HaikugateError as error:
@@ -192,6 +193,21 @@ class ControllerHooks(WorkerHooks):
             from harness.gpu_lock import lock_gpus
 
             self.config.add_cleanup(lock_gpus(self.session.under_test.options.gpus or ("0",)).close)
+
+    def _require_memory(self) -> None:
+        """On the CPU every worker's engine has the weights in this machine's memory."""
+        under_test, workers = self.session.under_test, self.config.getoption("numprocesses", None)
+        if not workers or self.session.context.profile != "cpu" or under_test.options.url:
+            return
+        import psutil
+
+        from harness.worker_memory import require_memory
+
+        try:
+            model_bytes = under_test.model_path.stat().st_size
+        except HaikugateError:
+            return  # without the model nothing is launched, and the launch says so
+        require_memory(int(workers), model_bytes, psutil.virtual_memory().available)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
