@@ -34,7 +34,7 @@ goldens: .venv/oracle.stamp
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("haikugate needs Python >= 3.11, got " + sys.version.split()[0] + "; run: make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --upgrade-deps .venv # pip tells its progress since 24.1
 
 # One stamp for each set of extras: an install is repeated only when pyproject.toml changes.
 .venv/%.stamp: .venv/bin/python pyproject.toml

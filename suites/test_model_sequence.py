@@ -11,6 +11,7 @@ import pytest
 from harness.device_memory import unowned_bytes
 from harness.launch import LaunchEngine, RunningEngine
 from harness.launch.facts import process_facts
+from harness.launch.logs import lines_after
 from harness.observation import Json, Observe
 from harness.profiles import Profile
 
@@ -61,7 +62,7 @@ def test_serves(
         tokenized=client.tokenize(TEXT),
         detokenized=client.detokenize(ids),
         completed=client.raw("POST", "/v1/completions", json.dumps(completion).encode()),
-        log_lines=[line for line in engine.log_lines() if '"model_load' in line],
+        log_lines=[line for line in lines_after(engine, '"ready"') if '"model_load' in line],
         model_sha256=engine.model_sha256,
         model_file=engine.model_path.name,
     )

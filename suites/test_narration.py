@@ -5,7 +5,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from harness.challenge import Challenge
 from harness.clients.native import NativeClient
 from harness.launch import LaunchEngine, Launcher, LaunchSpec, RunningEngine
+from harness.launch.logs import lines_after
 from harness.launch.process import free_port
 from harness.observation import Exchange, Observe
 from harness.transport import Endpoint
@@ -31,7 +32,7 @@ def test_every_event_is_narrated(launch_engine: LaunchEngine, observe: Observe) 
     live.wait_for("token", 30.0)
     cancel = client.cancel("cancelled")
     cancelled = live.finish(30.0)
-    wait_for_line(engine, "residency_check", 5.0)
+    lines_after(engine, '"residency_check"')
     engine.signal(signal.SIGTERM)
     observe(
         jobs=jobs,
@@ -112,10 +113,3 @@ def with_key(
             sleep(0.05)
         keyed += [wrong.health(), right.health(), wrong.shutdown(), right.shutdown()]
         return asdict(ended.result())
-
-
-def wait_for_line(engine: RunningEngine, event: str, timeout_s: float) -> None:
-    """Wait until the engine has narrated this event."""
-    deadline = monotonic() + timeout_s
-    while monotonic() < deadline and not any(f'"{event}"' in x for x in engine.log_lines()):
-        sleep(0.05)

@@ -14,6 +14,7 @@ from harness.baseline import baseline_of, files_of, replace_last, timing_of
 from harness.energy import EnergyMeter, open_meter
 from harness.environment import cpu_name, gpu_facts
 from harness.launch import LaunchEngine, LaunchSpec, RunningEngine
+from harness.launch.logs import lines_after
 from harness.measure import run_experiment
 from harness.observation import Exchange, Json, Observe
 
@@ -67,7 +68,9 @@ def test_load(launch_engine: LaunchEngine, observe: Observe) -> None:
     observe(
         ready_s=ready_s,
         model_bytes=engine.model_path.stat().st_size,
-        log_lines=[line for line in engine.log_lines() if "model_load_complete" in line],
+        log_lines=[
+            line for line in lines_after(engine, '"ready"') if "model_load_complete" in line
+        ],
     )
 
 

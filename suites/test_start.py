@@ -13,6 +13,7 @@ import pytest
 import harness
 from harness.closure import distributions, imported_modules, project_files
 from harness.launch import LaunchEngine, Launcher, LaunchSpec, RunningEngine
+from harness.launch.logs import lines_after
 from harness.observation import Observe
 
 STARTING = ("startup", "model_load", "ready", "error", "shutdown")
@@ -110,7 +111,7 @@ def test_no_forbidden_library(engine: RunningEngine, observe: Observe) -> None:
 
 def start_lines(engine: RunningEngine) -> list[str]:
     """The narration of the start."""
-    lines = engine.log_lines()
+    lines = lines_after(engine, '"ready"')
     return [line for line in lines if any(f'"{word}' in line for word in STARTING)]
 
 

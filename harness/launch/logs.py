@@ -3,7 +3,10 @@
 from collections import deque
 from pathlib import Path
 from threading import Lock, Thread
+from time import monotonic, sleep
 from typing import IO, Final
+
+from harness.launch import RunningEngine
 
 MAX_LINES: Final = 50_000
 MAX_LINE_BYTES: Final = 64 << 10
@@ -61,3 +64,15 @@ class LogCapture:
                 self._file.write(line[: self._file_left])
                 self._file.flush()
                 self._file_left -= len(line)
+
+
+def lines_after(engine: RunningEngine, awaited: str, patience_s: float = 10.0) -> list[str]:
+    """What an engine printed, once a line with `awaited` has come or patience is over.
+
+    Output takes its own way, through a pipe or a container's log, and may come after an answer that
+    was sent later.
+    """
+    deadline = monotonic() + patience_s
+    while monotonic() < deadline and not any(awaited in line for line in engine.log_lines()):
+        sleep(0.05)
+    return engine.log_lines()
