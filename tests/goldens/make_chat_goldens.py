@@ -16,12 +16,13 @@ import openai_harmony as harmony
 from jinja2.exceptions import TemplateError
 from transformers.utils import chat_template_utils
 
+from tests.default_model import DEFAULT_MODEL
 from tests.goldens.chat_conversations import CONVERSATIONS, Conversation
 from tests.goldens.vocabularies import TEMPLATES, fetch
 
 HERE = Path(__file__).parent / "chats"
 CACHE = Path.home() / ".cache/haikugate/tokenizers"
-MODEL = Path.home() / ".cache/haikugate/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+MODEL = DEFAULT_MODEL
 DAY = datetime(2025, 6, 28, 12)
 ENDS = {
     "smollm2": "<|im_start|> <|im_end|>",

@@ -20,10 +20,10 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as spm_proto
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from tests.default_model import DEFAULT_MODEL
 from tests.goldens.tokenizer_texts import TEXTS
 
 HERE = Path(__file__).parent / "tokenizers"
-DEFAULT_MODEL = Path.home() / ".cache/haikugate/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -16,7 +16,9 @@ from typing import Any
 
 import httpx
 
-MODEL = Path.home() / ".cache/haikugate/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+from tests.default_model import DEFAULT_MODEL
+
+MODEL = DEFAULT_MODEL
 COMMAND = (sys.executable, "-m", "engine.cli")
 
 

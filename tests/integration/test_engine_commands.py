@@ -5,11 +5,9 @@ import signal
 import subprocess
 
 import gguf
-import pytest
 
 from tests.integration.engine_process import COMMAND, MODEL
 
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="the default model is not fetched")
 PROMPT = "The capital of France is"
 
 

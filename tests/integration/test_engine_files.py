@@ -4,11 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-
 from tests.integration.engine_process import MODEL, launched, text_of
-
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="the default model is not fetched")
 
 
 def test_a_model_file_cut_off_under_a_running_engine_changes_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import pytest
 
 from engine.server import STALL_TIMEOUT_S
 from tests.integration.engine_process import (
-    MODEL,
     EngineProcess,
     Stream,
     launched,
@@ -22,7 +21,6 @@ from tests.integration.engine_process import (
     wait_until,
 )
 
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="the default model is not fetched")
 LONG: dict[str, Any] = {"prompt": "Count:", "max_tokens": 2048, "temperature": 1.0, "seed": 1}
 MIB = 1 << 20
 

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
-from tests.integration.engine_process import MODEL, EngineProcess, launched
+from tests.integration.engine_process import EngineProcess, launched
 
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="the default model is not fetched")
 MIB = 1 << 20
 LIMIT_MB = 106
 """Weights and workspace of the default model, and a few pages of 64 positions."""

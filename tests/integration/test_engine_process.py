@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from engine.gguf import GGUFFile
 from engine.tokenizer import Tokenizer
 from tests.integration.engine_process import (
@@ -19,9 +17,6 @@ from tests.integration.engine_process import (
     patience_s,
     text_of,
 )
-
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="the default model is not fetched")
-
 
 ROUTES = [
     *(("POST", f"/{name}") for name in ("execute", "cancel", "score", "tokenize", "detokenize")),

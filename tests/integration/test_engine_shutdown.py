@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.integration.engine_process import (
-    MODEL,
     EngineProcess,
     Stream,
     launched,
@@ -20,7 +19,6 @@ from tests.integration.engine_process import (
     wait_until,
 )
 
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="the default model is not fetched")
 LONG = {"prompt": "Count:", "max_tokens": 2048, "temperature": 1.0, "seed": 1}
 
 

@@ -12,7 +12,6 @@ import pytest
 from tests.integration.engine_process import COMMAND, MODEL, launched
 from tests.unit.gguf_files import entry, raw_file, written
 
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="the default model is not fetched")
 LIMIT_MB = 50
 
 

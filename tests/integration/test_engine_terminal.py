@@ -7,11 +7,8 @@ import signal
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.integration.engine_process import COMMAND, MODEL, launched, patience_s
 
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="the default model is not fetched")
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\S+ (INFO|WARNING|ERROR) +([a-z_]+): ([^|]{1,100}) \| .*")
 
 

@@ -5,10 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.unit.gguf_files import DEFAULT_MODEL
-
 ROOT = Path(__file__).parents[2]
 TESTS = (
     "tests/unit/test_cpu_tiles.py",
@@ -18,7 +14,6 @@ TESTS = (
 )
 
 
-@pytest.mark.skipif(not DEFAULT_MODEL.exists(), reason="the default model is not fetched")
 def test_the_portable_kernels_are_right() -> None:
     portable = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     probe = "from engine.backends.cpu_jit import FEATURES; raise SystemExit(len(FEATURES))"

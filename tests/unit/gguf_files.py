@@ -9,10 +9,11 @@ import gguf
 import numpy as np
 import pytest
 
+from harness.models import cache_folder
+from tests.default_model import DEFAULT_MODEL
 from tests.goldens.vocabularies import fetch
 
-CACHE = Path.home() / ".cache/haikugate"
-DEFAULT_MODEL = CACHE / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
+CACHE = cache_folder()
 TOKENIZERS = Path(os.environ.get("HAIKUGATE_TOKENIZER_DATA", CACHE / "tokenizers"))
 
 

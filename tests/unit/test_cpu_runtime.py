@@ -14,13 +14,12 @@ from engine.config import ModelConfig
 from engine.errors import Cancelled, InsufficientMemory, InvalidRequest, OutOfMemory
 from engine.gguf import GGUFFile
 from engine.sampler import SamplingParams
+from tests.default_model import DEFAULT_MODEL
 
-MODEL = Path.home() / ".cache/haikugate/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+MODEL = DEFAULT_MODEL
 GOLDENS = Path(__file__).parents[2] / "suites/goldens/smollm2-135m-instruct.json"
 LOGIT_BOUND = 1e-3
 EXCUSED = 0.02
-
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason="the default model is not fetched")
 
 
 def load(**options: int) -> cpu.CpuRuntime:
