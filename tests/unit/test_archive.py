@@ -1,6 +1,7 @@
 """Bundles in one file: packed and back, hostile ones refused, the examples kept here verified."""
 
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -113,5 +114,4 @@ def test_the_examples_are_small_whole_and_name_nobody(path: Path) -> None:
     assert held >= {1, 2, 3, 6, 8}
     for gpu in reader.environment["gpus"]:
         assert gpu["uuid"].startswith("anonymous-")
-    assert b"/root/" not in told
-    assert b"/home/" not in told
+    assert not re.search(rb"/(root|home|Users)/", told)
