@@ -3,43 +3,30 @@
 A subclass says how a request looks and where it goes; `dialects` says how judges read its routes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.clients.http import Http, LiveExchange, OnEvent, json_body
+from harness.clients.http import HttpClient, LiveExchange, OnEvent, json_body
 from harness.errors import UsageError
 from harness.observation import Exchange
-from harness.transport import DEFAULT_LIMITS, Endpoint, Headers, TransportLimits
+from harness.transport import Headers
 
 if TYPE_CHECKING:
     from harness.judges.completion import Dialect
 
-READY_LIMITS = TransportLimits(total_s=2.0, connect_s=1.0, wire_bytes=1 << 20)
 Fields = Mapping[str, Any]
 
 
-class BehaviouralClient:
+class BehaviouralClient(HttpClient, ABC):
     """One engine whose API streams completions; `request` is all that a subclass must write."""
 
     kind: ClassVar[str]
-    ready_path: ClassVar[str] = "/health"
     dialects: ClassVar[Mapping[str, "Dialect"]] = {}
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        limits: TransportLimits = DEFAULT_LIMITS,
-        on_exchange: Callable[[Exchange], None] | None = None,
-    ) -> None:
-        self.http = Http(endpoint, limits, on_exchange)
-
+    @abstractmethod
     def request(self, fields: Fields, *, stream: bool) -> tuple[str, Fields]:
         """The route and the body that ask for this, in fields of the engine's contract."""
-        raise NotImplementedError
-
-    def is_ready(self) -> bool:
-        """Whether `ready_path` answers 200."""
-        return self.raw("GET", self.ready_path, limits=READY_LIMITS).status == 200
 
     def execute(self, *, headers: Headers = (), **fields: Any) -> Exchange:
         """One streamed completion, read to its end."""
@@ -57,10 +44,6 @@ class BehaviouralClient:
         """One completion in one piece."""
         path, sent = self.request(fields, stream=False)
         return self.http.exchange("POST", path, json_body(sent))
-
-    def health(self) -> Exchange:
-        """GET `ready_path`: what this API has in the place of a health route."""
-        return self.raw("GET", self.ready_path)
 
     def cancel(self, job_id: str) -> Exchange:
         """UsageError: this API cancels by disconnecting."""
@@ -85,17 +68,6 @@ class BehaviouralClient:
     def shutdown(self) -> Exchange:
         """UsageError: this API has no shutdown."""
         raise self._unknown("/shutdown")
-
-    def raw(
-        self,
-        method: str,
-        path: str,
-        body: bytes = b"",
-        headers: Headers = (),
-        limits: TransportLimits | None = None,
-    ) -> Exchange:
-        """Any request."""
-        return self.http.exchange(method, path, body, headers, limits)
 
     def _unknown(self, route: str) -> UsageError:
         return UsageError(f"engine kind {self.kind}: this API has no {route}")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from threading import Condition, Thread
 from time import monotonic
+from typing import ClassVar
 
 import httpx
 
@@ -20,6 +21,7 @@ from harness.transport import (
 )
 
 OnEvent = Callable[[TimedEvent], None]
+READY_LIMITS = TransportLimits(total_s=2.0, connect_s=1.0, wire_bytes=1 << 20)
 
 
 class Http:
@@ -89,6 +91,39 @@ class Http:
             recording.fail(error)
         finally:
             recording.close()
+
+
+class HttpClient:
+    """What the client of any engine has: recorded requests, and a route that says it is ready."""
+
+    ready_path: ClassVar[str] = "/health"
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        limits: TransportLimits = DEFAULT_LIMITS,
+        on_exchange: Callable[[Exchange], None] | None = None,
+    ) -> None:
+        self.http = Http(endpoint, limits, on_exchange)
+
+    def is_ready(self) -> bool:
+        """Whether `ready_path` answers 200."""
+        return self.raw("GET", self.ready_path, limits=READY_LIMITS).status == 200
+
+    def health(self) -> Exchange:
+        """GET `ready_path`: the health route, or what an API has in its place."""
+        return self.raw("GET", self.ready_path)
+
+    def raw(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Headers = (),
+        limits: TransportLimits | None = None,
+    ) -> Exchange:
+        """Any request, also one that a contract forbids."""
+        return self.http.exchange(method, path, body, headers, limits)
 
 
 class LiveExchange:

@@ -1,33 +1,20 @@
 """The client of the native API: every route of the engine's contract."""
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from harness.clients.http import Http, LiveExchange, OnEvent, answer, json_body
+from harness.clients.http import HttpClient, LiveExchange, OnEvent, answer, json_body
 from harness.observation import Exchange
-from harness.transport import DEFAULT_LIMITS, Endpoint, Headers, TransportLimits
-
-READY_LIMITS = TransportLimits(total_s=2.0, connect_s=1.0, wire_bytes=1 << 20)
+from harness.transport import Headers
 
 
-class NativeClient:
+class NativeClient(HttpClient):
     """Speaks the reference engine's API. A `headers` field of a request becomes HTTP headers."""
 
     kind: ClassVar[str] = "native"
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        limits: TransportLimits = DEFAULT_LIMITS,
-        on_exchange: Callable[[Exchange], None] | None = None,
-    ) -> None:
-        self.http = Http(endpoint, limits, on_exchange)
-        self._model = ""
-
-    def is_ready(self) -> bool:
-        """Whether /health answers 200."""
-        return self.raw("GET", "/health", limits=READY_LIMITS).status == 200
+    _model = ""
 
     def execute(self, *, headers: Headers = (), **fields: Any) -> Exchange:
         """POST /execute, read to its end; `job_id` is made up where it is not given."""
@@ -47,10 +34,6 @@ class NativeClient:
     def cancel(self, job_id: str) -> Exchange:
         """POST /cancel."""
         return self._post("/cancel", job_id=job_id)
-
-    def health(self) -> Exchange:
-        """GET /health."""
-        return self.raw("GET", "/health")
 
     def metrics(self) -> Exchange:
         """GET /metrics, Prometheus text."""
@@ -73,17 +56,6 @@ class NativeClient:
     def shutdown(self) -> Exchange:
         """POST /shutdown."""
         return self.http.exchange("POST", "/shutdown")
-
-    def raw(
-        self,
-        method: str,
-        path: str,
-        body: bytes = b"",
-        headers: Headers = (),
-        limits: TransportLimits | None = None,
-    ) -> Exchange:
-        """Any request, also one that the contract forbids."""
-        return self.http.exchange(method, path, body, headers, limits)
 
     def _post(self, path: str, **fields: Any) -> Exchange:
         return self.http.exchange("POST", path, json_body(fields))
