@@ -5,41 +5,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.backends import cuda_probe_arrays
+from engine.backends.cuda_device import import_cupy
 from engine.quants import BLOCK_FORMATS
-from kernels.arrays import DeviceArray, device_array
-from kernels.context import KernelContext
-from kernels.matrix import PackedMatrix, RowPlacement, pack_rows
 
-QUANTIZED = [name for name in BLOCK_FORMATS if name not in ("F32", "F16", "BF16")]
 _SCALE_OFFSETS = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
     "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
 }  # fmt: skip
 
 
-class Arena:
-    """Keeps CuPy arrays alive while their DeviceArray views are used."""
+class Arena(cuda_probe_arrays.Arena):
+    """The probe's arena on the CuPy that is installed."""
 
     def __init__(self) -> None:
-        import cupy
-
-        self.cupy = cupy
-        self.held: list[Any] = []
-
-    def put(self, values: NDArray[Any]) -> DeviceArray:
-        array = self.cupy.asarray(np.ascontiguousarray(values))
-        self.held.append(array)
-        return device_array(array)
-
-    def poisoned(self, shape: tuple[int, ...], dtype: str = "f4") -> tuple[DeviceArray, Any]:
-        """An output that is NaN (floats) or 0x7f bytes until a kernel writes it."""
-        array = self.cupy.empty(shape, dtype)
-        if array.dtype.kind == "f":
-            array.fill(self.cupy.nan)
-        else:
-            array.view("u1").fill(0x7F)
-        self.held.append(array)
-        return device_array(array), array
+        super().__init__(import_cupy())
 
 
 def random_blocks(rng: np.random.Generator, type_name: str, rows: int, k: int) -> NDArray[np.uint8]:
@@ -63,30 +43,6 @@ def random_blocks(rng: np.random.Generator, type_name: str, rows: int, k: int) -
         ).astype(np.float16)
         blocks[:, at : at + 2] = scale.view(np.uint8).reshape(-1, 2)
     return blocks.reshape(rows, -1)
-
-
-def dequantized(type_name: str, raw: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return np.asarray(BLOCK_FORMATS[type_name].dequantize(raw), np.float64)
-
-
-def packed(
-    context: KernelContext,
-    arena: Arena,
-    type_name: str,
-    raws: list[NDArray[np.uint8]],
-    shape: tuple[int, int, int],
-) -> PackedMatrix:
-    """A matrix of shape (rows, k, tile_rows), an expert for each of `raws`."""
-    from kernels.matrix import matrix_bytes
-
-    rows, k, tile_rows = shape
-    size = matrix_bytes(type_name, rows, k, tile_rows) * len(raws)
-    tiles, array = arena.poisoned((size,), "u1")
-    array.fill(0)
-    matrix = PackedMatrix(type_name, rows, k, tile_rows, tiles, len(raws))
-    for expert, raw in enumerate(raws):
-        pack_rows(context, arena.put(raw), matrix, RowPlacement(), expert)
-    return matrix
 
 
 def relative_error(got: Any, want: NDArray[np.float64]) -> float:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from engine.backends.cuda_probe_arrays import QUANTIZED, dequantized
 from engine.quants import BLOCK_FORMATS
 from kernels import elementwise, norm
 from kernels.arrays import DeviceArray
@@ -11,14 +12,7 @@ from kernels.embed import add_position, embed
 from kernels.gemm import GemmOutput, GroupedGemm, gemm, gemm_float, grouped_gemm
 from kernels.gemv import Gemv, GemvTuning, NormInput, Segment
 from kernels.moe import Routing, combine, route
-from tests.integration.gpu.arrays import (
-    QUANTIZED,
-    Arena,
-    dequantized,
-    packed,
-    random_blocks,
-    relative_error,
-)
+from tests.integration.gpu.arrays import Arena, random_blocks, relative_error
 
 GEMV_BOUND, GEMM_BOUND, FLOAT_BOUND = 1e-4, 1.5e-3, 2e-6
 
@@ -35,7 +29,7 @@ def test_embedding_is_the_dequantized_row(
 ) -> None:
     rng, arena, k, rows = np.random.default_rng(1), Arena(), k_for(type_name, 800), 37
     raw = random_blocks(rng, type_name, rows, k)
-    table = packed(context, arena, type_name, [raw], (rows, k, tile_rows))
+    table = arena.packed(context, type_name, [raw], (rows, k, tile_rows))
     ids = rng.integers(0, rows, 19).astype(np.int32)
     out, array = arena.poisoned((19, k))
     embed(context, out, table, arena.put(ids))
@@ -56,7 +50,7 @@ def test_gemv_equals_float64(
 ) -> None:
     rng, arena, k = np.random.default_rng(2), Arena(), k_for(type_name, k)
     raw = random_blocks(rng, type_name, rows, k)
-    matrix = packed(context, arena, type_name, [raw], (rows, k, tuning.tile_rows))
+    matrix = arena.packed(context, type_name, [raw], (rows, k, tuning.tile_rows))
     x, gain, bias = (rng.standard_normal(n).astype(np.float32) for n in (k, k, rows))
     out, array = arena.poisoned((1, rows))
     spec = Gemv(
@@ -80,7 +74,7 @@ def test_three_matrices_share_one_launch(context: KernelContext) -> None:
     segments, wants, arrays = [], [], []
     for raw, type_name in zip(raws, ("Q5_0", "Q5_0", "Q8_0"), strict=True):
         out, array = arena.poisoned((1, raw.shape[0]))
-        matrix = packed(context, arena, type_name, [raw], (raw.shape[0], k, 1))
+        matrix = arena.packed(context, type_name, [raw], (raw.shape[0], k, 1))
         segments.append(Segment(matrix, out))
         arrays.append(array)
         wants.append(dequantized(type_name, raw) @ x[0].astype(np.float64))
@@ -102,7 +96,7 @@ def clamped_glu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 def test_gated_gemv_and_gemm_join_alternate_rows(context, epilogue, act) -> None:  # type: ignore[no-untyped-def]
     rng, arena, k, rows = np.random.default_rng(4), Arena(), 1280, 3074
     raw = random_blocks(rng, "Q4_K", rows, k)
-    matrix = packed(context, arena, "Q4_K", [raw], (rows, k, 2))
+    matrix = arena.packed(context, "Q4_K", [raw], (rows, k, 2))
     x = rng.standard_normal((3, k)).astype(np.float32)
     both = x.astype(np.float64) @ dequantized("Q4_K", raw).T
     want = act(both[:, ::2], both[:, 1::2])
@@ -119,7 +113,7 @@ def test_logits_epilogue_finds_the_first_best(context: KernelContext) -> None:
     rng, arena, k, rows = np.random.default_rng(5), Arena(), 576, 4099
     raw = random_blocks(rng, "Q8_0", rows, k)
     raw[4000] = raw[17]
-    matrix = packed(context, arena, "Q8_0", [raw], (rows, k, 4))
+    matrix = arena.packed(context, "Q8_0", [raw], (rows, k, 4))
     x = np.asarray(dequantized("Q8_0", raw)[17:18], np.float32)
     grid = context.limits.n_multiprocessors
     out, array = arena.poisoned((1, rows))
@@ -149,7 +143,7 @@ def test_gemm_equals_float64(
 ) -> None:
     rng, arena, k = np.random.default_rng(6), Arena(), k_for(type_name, k)
     raw = random_blocks(rng, type_name, n, k)
-    matrix = packed(context, arena, type_name, [raw], (n, k, tile_rows))
+    matrix = arena.packed(context, type_name, [raw], (n, k, tile_rows))
     x = rng.standard_normal((m, k)).astype(np.float16)
     bias = rng.standard_normal(n).astype(np.float32)
     out, array = arena.poisoned((m, n))
@@ -164,7 +158,7 @@ def test_gemm_equals_float64(
 def test_float_gemm_equals_float64(context: KernelContext, type_name: str) -> None:
     rng, arena, m, n, k = np.random.default_rng(7), Arena(), 67, 35, 100
     raw = random_blocks(rng, type_name, n, k)
-    matrix = packed(context, arena, type_name, [raw], (n, k, 4))
+    matrix = arena.packed(context, type_name, [raw], (n, k, 4))
     x = rng.standard_normal((m, k)).astype(np.float32)
     out, array = arena.poisoned((m, n))
     gemm_float(context, arena.put(x), matrix, out)
@@ -174,7 +168,7 @@ def test_float_gemm_equals_float64(context: KernelContext, type_name: str) -> No
 
 def test_a_gemm_row_does_not_depend_on_the_other_rows(context: KernelContext) -> None:
     rng, arena, k, n = np.random.default_rng(8), Arena(), 1024, 640
-    matrix = packed(context, arena, "Q6_K", [random_blocks(rng, "Q6_K", n, k)], (n, k, 1))
+    matrix = arena.packed(context, "Q6_K", [random_blocks(rng, "Q6_K", n, k)], (n, k, 1))
     x = rng.standard_normal((515, k)).astype(np.float16)
     for rows, begin, end in ((515, 256, 320), (515, 100, 300), (63, 9, 12), (63, 30, 61)):
         whole, whole_array = arena.poisoned((rows, n))
@@ -201,8 +195,8 @@ def test_grouped_experts_equal_float64(context: KernelContext) -> None:
     tokens, n_experts, chosen, k, hidden = 61, 8, 3, 96, 160
     raw_in = [random_blocks(rng, "MXFP4", 2 * hidden, k) for _ in range(n_experts)]
     raw_out = [random_blocks(rng, "MXFP4", k, hidden) for _ in range(n_experts)]
-    gate_up = packed(context, arena, "MXFP4", raw_in, (2 * hidden, k, 2))
-    down = packed(context, arena, "MXFP4", raw_out, (k, hidden, 2))
+    gate_up = arena.packed(context, "MXFP4", raw_in, (2 * hidden, k, 2))
+    down = arena.packed(context, "MXFP4", raw_out, (k, hidden, 2))
     x = rng.standard_normal((tokens, k)).astype(np.float16)
     logits = rng.standard_normal((tokens, n_experts)).astype(np.float32)
     logits[:, 3] = logits[:, 5]
@@ -260,7 +254,7 @@ def test_norms_and_elementwise_equal_float64(context: KernelContext) -> None:
 
 def test_every_linear_gives_the_same_bits_fifty_times(context: KernelContext) -> None:
     rng, arena, k, rows = np.random.default_rng(11), Arena(), 2048, 700
-    matrix = packed(context, arena, "Q4_K", [random_blocks(rng, "Q4_K", rows, k)], (rows, k, 2))
+    matrix = arena.packed(context, "Q4_K", [random_blocks(rng, "Q4_K", rows, k)], (rows, k, 2))
     x = rng.standard_normal((65, k)).astype(np.float32)
     one, one_array = arena.poisoned((1, rows))
     many, many_array = arena.poisoned((65, rows))
@@ -279,7 +273,7 @@ def test_gemv_bits_do_not_depend_on_the_tuning(context: KernelContext) -> None:
     raw, x = random_blocks(rng, "Q5_K", rows, k), rng.standard_normal((1, k)).astype(np.float32)
     seen = set()
     for tuning in (GemvTuning(1, 8, 1), GemvTuning(2, 16, 2), GemvTuning(4, 5, 3)):
-        matrix = packed(context, arena, "Q5_K", [raw], (rows, k, tuning.tile_rows))
+        matrix = arena.packed(context, "Q5_K", [raw], (rows, k, tuning.tile_rows))
         out, array = arena.poisoned((1, rows))
         Gemv((Segment(matrix, out),), arena.put(x), "PLAIN", "STORE", tuning).launch(context)
         seen.add(array.get().tobytes())
@@ -294,7 +288,7 @@ def test_three_matrices_share_one_gemm(context: KernelContext) -> None:
         raw = random_blocks(rng, "Q5_0", rows, k)
         bias = rng.standard_normal(rows).astype(np.float32)
         out, array = arena.poisoned((m, rows))
-        matrix = packed(context, arena, "Q5_0", [raw], (rows, k, 2))
+        matrix = arena.packed(context, "Q5_0", [raw], (rows, k, 2))
         outputs.append(GemmOutput(matrix, out, arena.put(bias)))
         arrays.append(array)
         wants.append(x.astype(np.float64) @ dequantized("Q5_0", raw).T + bias)
