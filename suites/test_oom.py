@@ -20,6 +20,16 @@ LEFT_MIB = (12, 20, 28, 36, 44, 60)
 EXHAUSTING_TOKENS = 2000
 PROBE: dict[str, Any] = {"prompt": STORY, "max_tokens": 12, "temperature": 0.0, "seed": 1}
 
+exhaustion = pytest.mark.check(
+    "G4-OOM-KV",
+    "G4-OOM-MESSAGE",
+    "G4-OOM-ALIVE",
+    "G4-OOM-RECOVERS",
+    "G4-OOM-EVENT",
+    "G4-OOM-HEALTH",
+)
+"""What a stream that runs out of memory shows, whoever took the memory."""
+
 
 @pytest.mark.check("G4-OOM-LOAD")
 @pytest.mark.parametrize("share", ["half", "almost"])
@@ -38,14 +48,7 @@ def test_model_does_not_fit(
     )
 
 
-@pytest.mark.check(
-    "G4-OOM-KV",
-    "G4-OOM-MESSAGE",
-    "G4-OOM-ALIVE",
-    "G4-OOM-RECOVERS",
-    "G4-OOM-EVENT",
-    "G4-OOM-HEALTH",
-)
+@exhaustion
 def test_kv_budget_exhausted(launch_engine: LaunchEngine, observe: Observe) -> None:
     engine = launch_engine("--kv-cache-mb", str(KV_MIB), "--inference-timeout-s", "120")
     client = engine.client
@@ -96,14 +99,7 @@ def test_device_is_full(
     )
 
 
-@pytest.mark.check(
-    "G4-OOM-KV",
-    "G4-OOM-MESSAGE",
-    "G4-OOM-ALIVE",
-    "G4-OOM-RECOVERS",
-    "G4-OOM-EVENT",
-    "G4-OOM-HEALTH",
-)
+@exhaustion
 @pytest.mark.usefixtures("alone_on_gpu")
 def test_device_exhausted_by_another(launch_engine: LaunchEngine, observe: Observe) -> None:
     """A real process takes all of the device's memory but a few pages, while jobs run.
