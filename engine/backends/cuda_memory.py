@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.backends import MemoryReport
 from engine.errors import DeviceError, InsufficientMemory, OutOfMemory
 from kernels.arrays import DeviceArray
@@ -105,6 +108,12 @@ class DevicePool:
             raise DeviceError(f"upload of {values.nbytes} bytes into {array.size_bytes}")
         self.cupy.cuda.runtime.memcpy(array.pointer, values.ctypes.data, values.nbytes, 1)
         self.cupy.cuda.runtime.streamSynchronize(0)
+
+    def read(self, array: DeviceArray) -> NDArray[np.float32]:
+        """A copy of a float32 array; what was queued to write it must be done."""
+        values = np.empty(array.shape, np.float32)
+        self.cupy.cuda.runtime.memcpy(values.ctypes.data, array.pointer, values.nbytes, 2)
+        return values
 
     def zero(self, array: DeviceArray) -> None:
         """Fill an array with zero bytes."""

@@ -107,6 +107,15 @@ Bound = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class BoundModel:
+    """The steps of a plan with their weights."""
+
+    plan: Plan
+    body: tuple[Bound, ...]
+    head: tuple[Bound, ...]
+
+
 @dataclass
 class ModelBuilder:
     """Uploads what the steps of a plan need; tensors shared by steps are uploaded once."""
@@ -120,9 +129,11 @@ class ModelBuilder:
     _vectors: dict[str, DeviceArray] = field(default_factory=dict)
     _rotations: dict[RopeKey, Rotation] = field(default_factory=dict)
 
-    def build(self, plan: Plan) -> tuple[tuple[Bound, ...], tuple[Bound, ...]]:
+    def build(self, plan: Plan) -> BoundModel:
         """Body and head with their weights."""
-        return tuple(map(self._bind, plan.body)), tuple(map(self._bind, plan.head))
+        return BoundModel(
+            plan, tuple(map(self._bind, plan.body)), tuple(map(self._bind, plan.head))
+        )
 
     def _bind(self, step: Step) -> Bound:
         match step:
