@@ -64,6 +64,8 @@ _MARKERS = (
     "gpu: needs a CUDA GPU",
 )
 
+_PATHS = ("FILE", "DIR", "PEM", "NAME_OR_PATH")
+
 _SESSION: pytest.StashKey["GateSession"] = pytest.StashKey()
 _COLLECTED: pytest.StashKey["Collected"] = pytest.StashKey()
 
@@ -84,6 +86,20 @@ def pytest_configure(config: pytest.Config) -> None:
         from harness.gate_hooks import register_if_asked
 
         register_if_asked(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | pytest.ExitCode | None:
+    """Start again with the project's settings where a path given to an option hid them."""
+    from harness.project_root import arguments_with_settings
+
+    known = config.known_args_namespace
+    if known.inifilename or known.rootdir or not config.option.markexpr:
+        return None
+    invoked = config.invocation_params
+    paths = [flag for flag, settings in OPTIONS if settings.get("metavar") in _PATHS]
+    again = arguments_with_settings([str(one) for one in invoked.args], invoked.dir, paths)
+    return None if again is None else pytest.main(again, plugins=invoked.plugins)
 
 
 def _refuse_calibration(path: Path) -> None:

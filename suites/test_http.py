@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from harness.clients.http import answer
 from harness.launch import LaunchEngine, RunningEngine
 from harness.observation import Exchange, Observe
 from harness.sse import TimedEvent
@@ -138,9 +139,10 @@ def test_cancelled_event(engine: RunningEngine, observe: Observe) -> None:
 
 @pytest.mark.check("G1-ERRORS")
 def test_timeout_event(launch_engine: LaunchEngine, observe: Observe) -> None:
-    client = launch_engine("--inference-timeout-s", "1").client
+    client = launch_engine("--inference-timeout-s", "1", "--max-tokens-out", "65536").client
+    room = answer(client.health())["context_length"] - len(STORY)
     observe(
-        execute=client.execute(prompt=STORY, max_tokens=2048, seed=3),
+        execute=client.execute(prompt=STORY, max_tokens=room, temperature=2.0, seed=3),
         afterwards=client.execute(**SHORT),
     )
 

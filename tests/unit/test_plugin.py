@@ -54,3 +54,16 @@ def test_a_bundle_of_the_run_verifies(
     verification = verify_bundle(project.bundle.path, VerifyOptions(checklists=checklists))
     failed = [step for step in verification.steps if step.status == Status.FAILS]
     assert not failed
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "workers"])
+def test_a_folder_elsewhere_given_to_an_option_hides_nothing_of_the_project(
+    project: GateProject, tmp_path_factory: pytest.TempPathFactory, workers: tuple[str, ...]
+) -> None:
+    project.pytester.makeini("[pytest]\naddopts = --strict-markers\ntestpaths = suites\n")
+    (project.folder / "test_elsewhere.py").write_text("raise ImportError('never to be collected')")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    result = project.run("--proof-dir", str(elsewhere), *workers)
+    assert result.ret == 0, result.stdout.str()
+    (bundle,) = elsewhere.iterdir()
+    assert '"nodeid":"suites/test_gates.py::test_two"' in (bundle / "attempts.ndjson").read_text()
