@@ -12,7 +12,8 @@ from rich.text import Text
 
 from harness.bundle_reader import BundleReader
 from harness.errors import BundleError
-from harness.verify import Status, Verification, VerifyOptions, verify_bundle
+from harness.verification import Status, Verification, VerifyOptions
+from harness.verify import verify_bundle
 
 STYLES = {Status.HOLDS: "green", Status.FAILS: "bold red", Status.NOT_CHECKED: "yellow"}
 

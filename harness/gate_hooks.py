@@ -14,8 +14,8 @@ from harness.gates import ATTEMPT_VERDICTS
 from harness.keys import Signer
 from harness.observation import Verdict
 from harness.options import proof_dir, session_from, signer_of, with_trusted_files
-from harness.plugin import _COLLECTED, _SESSION
 from harness.session import GateSession, assertions_off
+from harness.stash import COLLECTED, SESSION
 from harness.termination import Terminated, end_orderly_on_sigterm
 from harness.trace import Collected
 
@@ -30,7 +30,7 @@ def register_if_asked(config: pytest.Config) -> None:
         asked = asked_for(config.option.markexpr, load_checklists())
         if asked is not None:
             _refuse_without_assertions(config)
-            session = config.stash[_SESSION] = session_from(config, asked)
+            session = config.stash[SESSION] = session_from(config, asked)
             config.pluginmanager.register(_hooks(config, session), "haikugate-gate")
             config.add_cleanup(end_orderly_on_sigterm())
     except HaikugateError as error:
@@ -82,19 +82,19 @@ class WorkerHooks:
     ) -> Generator[None, None, None]:
         before = list(items)
         yield
-        gate_tests = [i.stash[_COLLECTED] for i in before if _COLLECTED in i.stash]
+        gate_tests = [i.stash[COLLECTED] for i in before if COLLECTED in i.stash]
         self.session.collected(gate_tests)
-        outside = [i for i in items if _COLLECTED in i.stash and not self._wanted(i)]
+        outside = [i for i in items if COLLECTED in i.stash and not self._wanted(i)]
         if outside:
             config.hook.pytest_deselected(items=outside)
             items[:] = [item for item in items if item not in outside]
 
     def _wanted(self, item: pytest.Item) -> bool:
-        return self.session.wanted(item.stash[_COLLECTED])
+        return self.session.wanted(item.stash[COLLECTED])
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, None, None]:
-        collected = item.stash.get(_COLLECTED, None)
+        collected = item.stash.get(COLLECTED, None)
         if collected is not None:
             self.session.started(collected)
             self._require_engine(item)
@@ -104,7 +104,7 @@ class WorkerHooks:
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
         """The test in which the engine died is an error, whatever it observed before."""
         try:
-            if _COLLECTED in item.stash:
+            if COLLECTED in item.stash:
                 self._require_engine(item)
         finally:
             yield
@@ -118,7 +118,7 @@ class WorkerHooks:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
-        collected = item.stash.get(_COLLECTED, None)
+        collected = item.stash.get(COLLECTED, None)
         if collected is not None:
             outcome, message = _outcome(item, call)
             if outcome != "passed":

@@ -8,7 +8,8 @@ from harness.errors import BundleError
 from harness.gates import JudgeContext
 from harness.keys import PublicKey
 from harness.observation import Json
-from harness.verify import VerifyOptions, verify_bundle
+from harness.verification import VerifyOptions
+from harness.verify import verify_bundle
 
 
 def certified_gates(

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.stash import COLLECTED, SESSION
+
 if TYPE_CHECKING:
     from harness.challenge import Challenge
     from harness.launch import LaunchEngine, Launcher, LaunchSpec, RunningEngine
     from harness.observation import Observe
     from harness.profiles import Profile
     from harness.session import GateSession
-    from harness.trace import Collected
     from harness.under_test import EngineUnderTest
     from harness.vocabulary import Vocabulary
 
@@ -66,9 +67,6 @@ _MARKERS = (
 
 _PATHS = ("FILE", "DIR", "PEM", "NAME_OR_PATH")
 
-_SESSION: pytest.StashKey["GateSession"] = pytest.StashKey()
-_COLLECTED: pytest.StashKey["Collected"] = pytest.StashKey()
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("haikugate", "haikugate: certify an inference engine (-m gate4)")
@@ -114,11 +112,11 @@ def _refuse_calibration(path: Path) -> None:
 
 def _session(config: pytest.Config) -> "GateSession":
     """The run's state; outside a gate run it is made when a suite's test first needs it."""
-    session = config.stash.get(_SESSION, None)
+    session = config.stash.get(SESSION, None)
     if session is None:
         from harness.options import session_from
 
-        session = config.stash[_SESSION] = session_from(config, asked=None)
+        session = config.stash[SESSION] = session_from(config, asked=None)
     return session
 
 
@@ -135,7 +133,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.addinivalue_line("markers", f"{area}: an area of the gates")
     for item, marks in of_gates:
         ids = tuple(str(id_) for mark in marks for id_ in mark.args)
-        item.stash[_COLLECTED] = Collected(item.nodeid, item.name, ids)
+        item.stash[COLLECTED] = Collected(item.nodeid, item.name, ids)
         _derive_markers(item, ids)
 
 
@@ -155,7 +153,7 @@ def _derive_markers(item: pytest.Item, ids: tuple[str, ...]) -> None:
 def observe(request: pytest.FixtureRequest) -> "Observe":
     """Record what this test saw, once, for each check it is marked with."""
     session = _session(request.config)
-    collected = request.node.stash.get(_COLLECTED, None)
+    collected = request.node.stash.get(COLLECTED, None)
     if collected is None:
         pytest.fail("observe() is for tests marked with @pytest.mark.check", pytrace=False)
     attempts = min((check.attempts for check in session.checks_of(collected)), default=1)

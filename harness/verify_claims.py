@@ -10,7 +10,7 @@ from harness.observation import Exchange, Json
 from harness.recompute import context_from, recomputed_checks, recomputed_trace
 from harness.strict_json import dumps_line
 from harness.timings import derive_timings, exchange_files
-from harness.verify import MAX_AGE_DAYS, Case, NotChecked, Step
+from harness.verification import MAX_AGE_DAYS, Case, NotChecked, Step
 from harness.verify_binding import check_binding
 from harness.verify_files import signing_key
 

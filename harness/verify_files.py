@@ -24,7 +24,7 @@ from harness.observation import Json
 from harness.signing import parse_signed_statement
 from harness.statement import CERTIFICATE_TYPE, TEST_RESULT_TYPE, certificate, test_result
 from harness.strict_json import MAX_BYTES
-from harness.verify import Case, Step
+from harness.verification import Case, Step
 
 PREDICATES = {TEST_RESULT: TEST_RESULT_TYPE, CERTIFICATE: CERTIFICATE_TYPE}
 

@@ -4,9 +4,6 @@ import hashlib
 import os
 import re
 import tempfile
-import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,33 +138,3 @@ def _write_checked(path: Path, cubin: bytes) -> None:
         Path(file.name).replace(path)
     except OSError:
         return  # an unwritable cache costs time, not correctness
-
-
-def compile_all(architectures: Iterable[str] = ARCHITECTURES) -> list[dict[str, Any]]:
-    """Compile every source for every architecture, template variants included, one a core at once.
-
-    Returns one dict a compilation: source, architecture, entries, ok, cubin_bytes, seconds, error.
-    """
-    from kernels.variants import representative_units
-
-    asked = [(unit, arch) for arch in architectures for unit in representative_units()]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        return list(threads.map(lambda each: _compile_result(*each), asked))
-
-
-def _compile_result(unit: Unit, architecture: str) -> dict[str, Any]:
-    start = time.perf_counter()
-    cubin, error = b"", ""
-    try:
-        cubin = compile_unit(unit, architecture)
-    except KernelCompileError as failure:
-        error = str(failure)
-    return {
-        "source": unit.source,
-        "architecture": architecture,
-        "entries": len(unit.entries),
-        "ok": not error,
-        "cubin_bytes": len(cubin),
-        "seconds": round(time.perf_counter() - start, 3),
-        "error": error,
-    }

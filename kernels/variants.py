@@ -1,12 +1,19 @@
 """One compilation unit of each source with variants that cover every type and template branch."""
 
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 from kernels.attention import (
     AttentionShape,
     DecodeTuning,
     attention_decode_kernel,
     attention_prefill_kernel,
 )
-from kernels.compile import Unit, source_names
+from kernels.compile import ARCHITECTURES, Unit, compile_unit, source_names
+from kernels.errors import KernelCompileError
 from kernels.gemm import FewTuning, FewVariant, GemmVariant
 from kernels.matrix import TILE_FORMATS
 
@@ -77,3 +84,31 @@ def representative_units() -> list[Unit]:
         ),
     }
     return [Unit(name, entries.get(name, ())) for name in source_names()]
+
+
+def compile_all(architectures: Iterable[str] = ARCHITECTURES) -> list[dict[str, Any]]:
+    """Compile every source for every architecture, template variants included, one a core at once.
+
+    Returns one dict a compilation: source, architecture, entries, ok, cubin_bytes, seconds, error.
+    """
+    asked = [(unit, arch) for arch in architectures for unit in representative_units()]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return list(threads.map(lambda each: _compile_result(*each), asked))
+
+
+def _compile_result(unit: Unit, architecture: str) -> dict[str, Any]:
+    start = time.perf_counter()
+    cubin, error = b"", ""
+    try:
+        cubin = compile_unit(unit, architecture)
+    except KernelCompileError as failure:
+        error = str(failure)
+    return {
+        "source": unit.source,
+        "architecture": architecture,
+        "entries": len(unit.entries),
+        "ok": not error,
+        "cubin_bytes": len(cubin),
+        "seconds": round(time.perf_counter() - start, 3),
+        "error": error,
+    }

@@ -3,8 +3,9 @@
 from typing import Any, Protocol
 
 from engine.errors import DeviceError
-from kernels.compile import ARCHITECTURES, compile_all, nvrtc_version
+from kernels.compile import ARCHITECTURES, nvrtc_version
 from kernels.errors import KernelCompileError
+from kernels.variants import compile_all
 
 
 class _Options(Protocol):

@@ -11,7 +11,8 @@ from harness import archive
 from harness.archive import pack, unpacked
 from harness.bundle_reader import BundleReader
 from harness.errors import BundleError
-from harness.verify import Status, Verification, VerifyOptions, verify_bundle
+from harness.verification import Status, Verification, VerifyOptions
+from harness.verify import verify_bundle
 from tests.unit.bundles import CHECKLISTS, sealed
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "proofs" / "examples").glob("*/bundle.tar.xz"))

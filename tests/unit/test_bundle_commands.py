@@ -12,7 +12,7 @@ from harness import bundle_commands, key_commands, model_commands
 from harness.errors import BundleError, HaikugateError, ModelFileError, SignatureError
 from harness.keys import KEY_VARIABLE, PASSPHRASE_VARIABLE, generate_key, public_path
 from harness.models import DEFAULT_MODEL
-from harness.verify import VerifyOptions
+from harness.verification import VerifyOptions
 from tests.unit.bundles import CHECKLISTS, JUDGES, sealed
 
 APP = typer.Typer()

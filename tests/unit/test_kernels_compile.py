@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kernels import compile as kernel_compile
-from kernels.compile import ARCHITECTURES, Unit, cached_cubin, compile_all, compile_unit, expand
+from kernels.compile import ARCHITECTURES, Unit, cached_cubin, compile_unit, expand
 from kernels.errors import KernelCompileError
-from kernels.variants import representative_units
+from kernels.variants import compile_all, representative_units
 
 NORM = Unit("norm.cu")
 

@@ -42,7 +42,8 @@ def test_a_bundle_of_the_run_verifies(
 ) -> None:
     from harness.checklist import load_checklists
     from harness.observation import Finding, Observation, Verdict
-    from harness.verify import Status, VerifyOptions, verify_bundle
+    from harness.verification import Status, VerifyOptions
+    from harness.verify import verify_bundle
 
     def judge(observation: Observation, limits: object) -> Finding:
         verdict = Verdict(observation.facts.get("verdict", "pass"))

@@ -16,7 +16,8 @@ from harness.errors import BundleError
 from harness.evidence import BundleWriter
 from harness.keys import ephemeral_signer, generate_key
 from harness.strict_json import dumps_file
-from harness.verify import Verification, VerifyOptions, verify_bundle
+from harness.verification import Verification, VerifyOptions
+from harness.verify import verify_bundle
 from tests.unit.bundles import (
     CHECKLISTS,
     JUDGES,

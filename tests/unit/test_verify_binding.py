@@ -17,7 +17,8 @@ from harness.keys import ephemeral_signer
 from harness.ledger import Entry
 from harness.recompute import context_json
 from harness.strict_json import dumps_file
-from harness.verify import VerifyOptions, verify_bundle
+from harness.verification import VerifyOptions
+from harness.verify import verify_bundle
 from harness.verify_binding import check_nonce
 from harness.waivers import Waiver
 from tests.unit.bundles import CHECKLISTS, JUDGES, NONCE, SEEN, observation, reseal, sealed
