@@ -8,73 +8,23 @@ all that were really recorded: pairs stay together, so the noise of their moment
 """
 
 import argparse
-import inspect
 import json
 import os
 import random
-import secrets
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from harness.checklist import Check, load_checklists
 from harness.gates import JudgeContext, judge_observation
-from harness.launch import LaunchSpec, RunningEngine
+from harness.launch import LaunchSpec
 from harness.launch.process import ProcessLauncher
 from harness.models import resolve
 from harness.observation import Observation
-from harness.session import sort_arguments
-from suites import test_genuine
+from tests.probe_run import busy_loops, check_of, command, observed, observer_of
 
 CONTEXT = JudgeContext(profile="cpu")
 TIMED = ("G4-GENUINE-CACHE", "G4-GENUINE-COALESCE", "G4-GENUINE-SHAPE")
-
-
-def test_of(check: str) -> Callable[..., None]:
-    """The suite's test that observes this check."""
-    for found in vars(test_genuine).values():
-        marks = getattr(found, "pytestmark", ())
-        if any(mark.name == "check" and check in mark.args for mark in marks):
-            test: Callable[..., None] = found
-            return test
-    raise SystemExit(f"{check}: no test of suites/test_genuine.py observes it")
-
-
-def command(saboteur: str) -> tuple[str, ...]:
-    ports = ("--model", "{model}", "--port", "{port}")
-    if saboteur:
-        return (sys.executable, "-m", "harness.saboteurs", saboteur, *ports)
-    return (sys.executable, "-m", "engine.cli", "serve", *ports)
-
-
-@contextmanager
-def busy_loops(count: int) -> Iterator[None]:
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
-
-
-def observed(engine: RunningEngine, check: Check) -> Observation:
-    test, seen = test_of(check.id), dict[str, Any]()
-    offered = {
-        "engine": engine,
-        "nonce": secrets.token_hex(16),
-        "observe": lambda **named: seen.update(named),
-        "vocabulary": None,
-    }
-    wanted = inspect.signature(test).parameters
-    test(**{name: offered[name] for name in wanted})
-    exchanges, facts = sort_arguments(seen)
-    return Observation(check.id, test.__name__, 1, exchanges, facts)
 
 
 def resampled(recorded: Sequence[Observation], draw: random.Random) -> Observation:
@@ -104,7 +54,7 @@ def main() -> None:
     parser.add_argument("--stress", type=int, default=0)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     options = parser.parse_args()
-    checks = [load_checklists().checks[id_] for id_ in options.checks]
+    checks = [check_of(id_) for id_ in options.checks]
     threads = ("--threads", str(options.threads))
     spec = LaunchSpec(command(options.saboteur), resolve(options.model), args=threads)
     recorded: dict[str, list[Observation]] = {check.id: [] for check in checks}
@@ -115,7 +65,10 @@ def main() -> None:
             for run in range(1, options.runs + 1):
                 for check in checks:
                     started = time.monotonic()
-                    recorded[check.id].append(observed(engine, check))
+                    fixtures = {"engine": lambda: engine}
+                    recorded[check.id] += observed(observer_of(check.id), [check.id], fixtures)[
+                        check.id
+                    ]
                     found = judge_observation(check, recorded[check.id][-1], CONTEXT)
                     counts[check.id][found.verdict.value] += 1
                     line = {

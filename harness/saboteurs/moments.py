@@ -46,9 +46,14 @@ class HonestFirstSeconds(CheatsLater):
     cheat = f"honest for its first {HONEST_S:.0f} seconds, then drops a quarter of each prompt"
     caught_by = "G4-GENUINE-LATE"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_s = float("inf")
+
     def honest(self, body: Body) -> bool:
-        """By clock."""
-        return time.monotonic() - self.started_s < HONEST_S
+        """By clock, from its first request on: on a slow machine its start takes long."""
+        self.asked_s = min(self.asked_s, time.monotonic())
+        return time.monotonic() - self.asked_s < HONEST_S
 
 
 class HonestWhileScoring(CheatsLater):

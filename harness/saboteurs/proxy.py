@@ -60,7 +60,6 @@ class Saboteur:
     engine_args: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
-        self.started_s = time.monotonic()
         self.n_jobs = 0
         self.upstream: httpx.AsyncClient
         self.engine: subprocess.Popen[bytes]
