@@ -19,7 +19,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
-from numba.core.caching import IndexDataCacheFile
+from numba.core.caching import Cache, IndexDataCacheFile
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 from engine.errors import DeviceError
@@ -80,6 +81,19 @@ def _save_alone(self: IndexDataCacheFile, key: Any, data: Any) -> None:
 
 _save = IndexDataCacheFile.save
 IndexDataCacheFile.save = _save_alone
+
+
+def _load_alone(self: Cache, signature: Any, target: Any) -> Any:
+    """Load machine code without all that Numba needs to make some: most of an engine's start.
+
+    Where nothing is kept Numba's compiler reads the rest itself.
+    """
+    rtsys.initialize(target)
+    with self._guard_against_spurious_io_errors():
+        return self._load_overload(signature, target)
+
+
+Cache.load_overload = _load_alone
 
 
 def host_features() -> frozenset[str]:

@@ -1,5 +1,7 @@
 """The kernels' disk cache: never one kernel under another's key, never half of two versions."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -78,3 +80,16 @@ def test_without_a_writable_folder_there_is_a_temporary_one(
     (tmp_path / "file").touch()
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "file"))
     assert cpu_jit._cache_dir().is_dir()
+
+
+def test_kept_kernels_start_without_the_compiler() -> None:
+    """All that Numba needs to compile is most of an engine's start, so it is not read for nothing.
+
+    The kernels are in the cache, because the first of the two commands put them there.
+    """
+    what = "import sys, engine.backends.cpu; print('numba.np.arraymath' in sys.modules)"
+    for _ in range(2):
+        ended = subprocess.run(
+            [sys.executable, "-c", what], capture_output=True, text=True, check=True
+        )
+    assert ended.stdout.split() == ["False"]
