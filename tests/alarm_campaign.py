@@ -52,9 +52,9 @@ class Schedule:
         return None
 
     def _best(self, place: str, left: Sequence[Row]) -> Row:
-        """On a GPU what costs a CPU most; on a CPU what no GPU worker may do, then the cheapest."""
+        """On a GPU what saves a CPU most; on a CPU what no GPU worker may do, then the cheapest."""
         if place == CUDA:
-            return max(left, key=lambda row: row.cost_s)
+            return max(left, key=lambda row: (row.gain(CUDA), row.cost_s))
         return min(left, key=lambda row: (self.cuda and CUDA in row.places, row.cost_s))
 
     def ended(self, unit: Unit, made: int) -> None:

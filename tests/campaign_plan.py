@@ -15,7 +15,7 @@ from tests.probe_run import observer_of
 HONEST: Final = "honest"
 CPU, LOADED, CUDA = "cpu", "loaded", "cuda"
 SPEED: Final[Mapping[str, float]] = {CPU: 1.0, LOADED: 0.5, CUDA: 5.0}
-"""How much of a row's cost a worker of each kind does in a second."""
+"""How much of a row's cost a worker of each kind does in a second; a launch is nowhere faster."""
 
 RESCORE: Final = "G4-GENUINE-RESCORE"
 TIMED: Final = ("G4-GENUINE-CACHE", "G4-GENUINE-SHAPE", "G4-GENUINE-COALESCE")
@@ -23,35 +23,40 @@ OF_THE_HOST: Final = ("G4-GENUINE-MEMORY", "G4-GENUINE-MODELFILE", "G4-GENUINE-P
 """Judged by the host's memory and processor time, so of an engine that computes there."""
 PACED: Final = ("G4-GENUINE-LATE", "G4-GENUINE-PROCESS", RESCORE)
 """Their test takes three quarters of a minute and waits for most of it."""
-ABREAST: Final = 4
-PACED_S: Final = 50.0
+ABREAST: Final[Mapping[str, int]] = {CPU: 2, CUDA: 6}
+PACED_S: Final = 45.0
 UNIT_S: Final = 45.0
 STAGES: Final = (0.25, 0.5, 1.0)
 
 COST_S: Final[Mapping[str, float]] = {
-    "G4-GENUINE-CANARY": 0.9,
-    "G4-GENUINE-STREAM": 1.8,
+    "G4-GENUINE-CANARY": 1.0,
+    "G4-GENUINE-STREAM": 1.7,
     "G4-GENUINE-SEED": 1.8,
-    "G4-GENUINE-LOGPROB": 1.8,
-    "G4-GENUINE-LENGTH": 2.1,
-    "G4-GENUINE-PREFIX": 2.2,
-    "G4-GENUINE-STOP": 2.2,
-    "G4-GENUINE-COUNT": 2.5,
-    "G4-GENUINE-METRICS": 2.5,
-    "G4-GENUINE-PHYSICS": 3.9,
-    "G4-GENUINE-CACHE": 4.5,
-    "G4-GENUINE-MEMORY": 5.5,
-    "G4-GENUINE-MODELFILE": 5.5,
-    "G4-GENUINE-SHAPE": 7.8,
-    "G4-GENUINE-COALESCE": 7.9,
-    "G4-HAIKU": 11.0,
-    "G4-GENUINE-LATE": 11.0,
-    "G4-GENUINE-PROCESS": 11.0,
-    "G4-GENUINE-TEMPERATURE": 13.2,
-    RESCORE: 18.0,
-    "G4-GENUINE-CONTEXT": 19.1,
+    "G4-GENUINE-LENGTH": 1.8,
+    "G4-GENUINE-LOGPROB": 2.0,
+    "G4-GENUINE-PREFIX": 2.3,
+    "G4-GENUINE-STOP": 2.3,
+    "G4-GENUINE-COUNT": 2.3,
+    "G4-GENUINE-METRICS": 2.3,
+    "G4-GENUINE-PHYSICS": 4.0,
+    "G4-GENUINE-MEMORY": 4.4,
+    "G4-GENUINE-MODELFILE": 4.4,
+    "G4-GENUINE-CACHE": 5.0,
+    "G4-HAIKU": 7.0,
+    "G4-GENUINE-SHAPE": 8.5,
+    "G4-GENUINE-COALESCE": 9.0,
+    "G4-GENUINE-TEMPERATURE": 13.0,
+    "G4-GENUINE-LATE": 16.0,
+    "G4-GENUINE-PROCESS": 16.0,
+    "G4-GENUINE-CONTEXT": 19.0,
+    RESCORE: 30.0,
 }
-SABOTEUR_COST_S: Final[Mapping[str, float]] = {}
+SABOTEUR_COST_S: Final[Mapping[str, float]] = {
+    "silent-truncation": 1.5,
+    "no-compute": 2.0,
+    "proxies-elsewhere": 3.0,
+    "canned-text": 15.0,
+}
 """Where a saboteur's run costs something else than an honest one."""
 FRESH: Final = ("G4-HAIKU", "G4-GENUINE-MEMORY", "G4-GENUINE-MODELFILE", *PACED)
 """The process of an engine under these tests is a new one each time: they judge how it ages, or
@@ -60,10 +65,7 @@ stop it. Others share an engine, as in a gate; what saboteurs keep from run to r
 
 @dataclass(frozen=True)
 class Row:
-    """One engine (a saboteur's name, or HONEST) against one test, and the checks it is judged by.
-
-    `abreast`: runs that a worker makes at a time.
-    """
+    """One engine (a saboteur, or HONEST) against one test, and the checks that it is judged by."""
 
     engine: str
     checks: tuple[str, ...]
@@ -78,8 +80,8 @@ class Row:
         return bool(set(self.checks) & set(FRESH))
 
     @property
-    def abreast(self) -> int:
-        return ABREAST if set(self.checks) & set(PACED) else 1
+    def paced(self) -> bool:
+        return bool(set(self.checks) & set(PACED))
 
     @property
     def wanted(self) -> str:
@@ -90,18 +92,26 @@ class Row:
     def places(self) -> tuple[str, ...]:
         """The kinds of worker that may run it."""
         if set(self.checks) & set(TIMED):
-            return (CPU, LOADED)
-        host = set(self.checks) & {*OF_THE_HOST, *PACED}
-        return (CPU,) if host else (CPU, CUDA)
+            return (CPU, LOADED, CUDA) if self.engine == HONEST else (CPU, LOADED)
+        return (CPU,) if set(self.checks) & set(OF_THE_HOST) else (CPU, CUDA)
+
+    def abreast(self, place: str) -> int:
+        """How many runs a worker makes at a time."""
+        return ABREAST[place] if self.paced else 1
 
     def run_s(self, place: str) -> float:
         """The wall time of a run, or of so many as run abreast."""
-        waits_s = PACED_S if self.abreast > 1 else 0.0
-        return max(waits_s, self.cost_s * self.abreast / SPEED[place])
+        speed = 1.0 if self.fresh and place == CUDA else SPEED[place]
+        work_s = self.cost_s * self.abreast(place) / speed
+        return PACED_S + work_s / 4 if self.paced else work_s
 
     def unit(self, place: str) -> int:
         """How many runs to hand out at a time."""
-        return self.abreast * max(1, int(UNIT_S / self.run_s(place)))
+        return self.abreast(place) * max(1, int(UNIT_S / self.run_s(place)))
+
+    def gain(self, place: str) -> float:
+        """Seconds of a CPU that a second of such a worker saves."""
+        return self.cost_s * self.abreast(place) / self.run_s(place)
 
 
 def rows(only: Sequence[str] = (), *, rescore: bool = False) -> list[Row]:

@@ -94,7 +94,8 @@ def made(lane: Lane, unit: Unit) -> Iterator[Tally]:
     """
     rescored = RESCORE in unit.row.checks
     vars(test_genuine)["replies"] = replies if rescored else lambda *_, **__: Replies()
-    left, abreast, run_s = unit.runs, unit.row.abreast, unit.row.run_s(lane.place)
+    left, run_s = unit.runs, unit.row.run_s(lane.place)
+    abreast = unit.row.abreast(lane.place)
     with Stand(lane, unit.row) as stand, ThreadPoolExecutor(abreast) as pool:
         while left > 0 and time.monotonic() + run_s < lane.until_s:
             now = min(left, abreast)

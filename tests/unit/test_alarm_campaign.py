@@ -17,7 +17,7 @@ from tests.probe_run import observed, observer_of
 CHECK = "G4-GENUINE-COUNT"
 CHEAT = Row("inflated-usage", (CHECK,), 2.0)
 PLAIN = Row(HONEST, (CHECK, "G4-GENUINE-METRICS"), 3.0)
-TIMED = Row(HONEST, ("G4-GENUINE-CACHE",), 4.0)
+TIMED = Row("response-cache", ("G4-GENUINE-CACHE",), 4.0)
 PACED = Row("honest-first-30-s", ("G4-GENUINE-LATE",), 11.0)
 
 
@@ -46,9 +46,11 @@ def test_an_engine_that_ages_has_a_process_for_each_run() -> None:
 
 def test_rows_run_where_they_show_something() -> None:
     assert TIMED.places == (CPU, LOADED)
+    assert Row(HONEST, TIMED.checks, 4.0).places == (CPU, LOADED, CUDA)
     assert PLAIN.places == (CPU, CUDA)
-    assert PACED.places == (CPU,)
-    assert (PACED.abreast, PACED.unit(CPU)) == (4, 4)
+    assert PACED.places == (CPU, CUDA)
+    assert PACED.unit(CUDA) == PACED.abreast(CUDA) > PACED.abreast(CPU) > TIMED.abreast(CPU) == 1
+    assert Row(HONEST, ("G4-GENUINE-PHYSICS",), 4.0).places == (CPU,)
     assert CHEAT.unit(CUDA) > CHEAT.unit(CPU) > 1
 
 
