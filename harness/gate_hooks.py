@@ -18,6 +18,7 @@ from harness.session import GateSession, assertions_off
 from harness.stash import COLLECTED, SESSION
 from harness.termination import Terminated, end_orderly_on_sigterm
 from harness.trace import Collected
+from harness.worker_cores import keep_to_own_cores
 
 INTERRUPTED = 130
 PROPERTY = "haikugate_findings"
@@ -56,6 +57,7 @@ def _hooks(config: pytest.Config, session: GateSession) -> "WorkerHooks":
     session.nonce = type(session.nonce)(shared["nonce"])
     session.context = _shared_context(session, shared)
     session.worker = worker["workerid"]
+    keep_to_own_cores(session.under_test.options.worker, int(worker["workercount"]))
     return WorkerHooks(config, session)
 
 
