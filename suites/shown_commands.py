@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ PRINTED = 40_000
 PROGRAMS = {"haikugate": "harness.cli", "haikugate-engine": "engine.cli"}
 PLAIN = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 """Variables under which `--help` neither wraps its options nor colours them."""
+
+
+def try_all(commands: Sequence[str], root: Path) -> list[dict[str, Any]]:
+    """Each command as `try_out` tells it; as many at once as there are cores, equal ones once."""
+    tried = (tuple(_dry(shlex.split(command, comments=True), root)) for command in commands)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda command: _run(command, root), filter(None, dict.fromkeys(tried))))
+    return [try_out(command, root) for command in commands]
 
 
 def try_out(command: str, root: Path) -> dict[str, Any]:

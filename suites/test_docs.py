@@ -7,7 +7,6 @@ import posixpath
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from harness.launch.process import ProcessLauncher, free_port
 from harness.observation import Exchange, Observe
 from harness.transport import Endpoint
 from suites.probes import probe
-from suites.shown_commands import PLAIN, run, try_out
+from suites.shown_commands import PLAIN, run, try_all
 
 PACKAGES = ("harness", "engine", "kernels", "suites")
 OURS = frozenset((*PACKAGES, "tests"))
@@ -42,12 +41,6 @@ def checkout() -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def tried(checkout: Path) -> Callable[[str], dict[str, Any]]:
-    """`tried(command)`: how it went, once each command."""
-    return cache(lambda command: try_out(command, checkout))
-
-
 def pages_of(check: str, root: Path) -> dict[str, str]:
     """The text of each page of a check that is there."""
     names = set(PAGES[check])
@@ -59,14 +52,14 @@ def pages_of(check: str, root: Path) -> dict[str, str]:
             if (root / name).is_file()}  # fmt: skip
 
 
-def shown(check: str, root: Path, tried: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+def shown(check: str, root: Path) -> dict[str, Any]:
     """What every judge of documents needs: pages, the files they name, their commands tried."""
     pages = pages_of(check, root)
     named = {path for name, text in pages.items() for path in paths_named(name, text)}
     return {
         "pages": pages,
         "files": sorted(path for path in named if (root / path).exists()),
-        "runs": [tried(command) for text in pages.values() for command in commands(text)],
+        "runs": try_all([line for text in pages.values() for line in commands(text)], root),
     }
 
 
@@ -82,7 +75,6 @@ def paths_named(name: str, text: str) -> Iterator[str]:
 @pytest.mark.check("G4-DOCS-API")
 def test_engine_api(
     checkout: Path,
-    tried: Callable[[str], dict[str, Any]],
     launcher: Launcher,
     launch_spec: LaunchSpec,
     engine: RunningEngine,
@@ -93,7 +85,7 @@ def test_engine_api(
     routes = [(case["method"], case["route"]) for case in cases if "method" in case]
     execute = engine.client.execute(prompt="Once", max_tokens=2, temperature=0.0, logprobs=1)
     observe(
-        **shown("G4-DOCS-API", checkout, tried),
+        **shown("G4-DOCS-API", checkout),
         probe=cases,
         help=help_of_serve(launcher, launch_spec),
         health=health,
@@ -124,12 +116,10 @@ def help_of_serve(launcher: Launcher, spec: LaunchSpec) -> dict[str, Any]:
 
 
 @pytest.mark.check("G4-DOCS-ARCH")
-def test_architecture(
-    checkout: Path, tried: Callable[[str], dict[str, Any]], observe: Observe
-) -> None:
+def test_architecture(checkout: Path, observe: Observe) -> None:
     files = project_files(checkout, (*PACKAGES, "tests"))
     observe(
-        **shown("G4-DOCS-ARCH", checkout, tried),
+        **shown("G4-DOCS-ARCH", checkout),
         modules=[path.relative_to(checkout).as_posix() for path in files],
         imports=imports(checkout),
     )
@@ -153,7 +143,6 @@ def imports(root: Path) -> dict[str, list[str]]:
 @pytest.mark.check("G4-DOCS-USER")
 def test_user_guide(
     checkout: Path,
-    tried: Callable[[str], dict[str, Any]],
     engine: RunningEngine,
     observe: Observe,
 ) -> None:
@@ -161,7 +150,7 @@ def test_user_guide(
     known = models.known_by_digest(engine.model_sha256)
     health = answer(engine.client.health())
     observe(
-        **shown("G4-DOCS-USER", checkout, tried),
+        **shown("G4-DOCS-USER", checkout),
         help=run([sys.executable, "-m", "harness.cli", "--help"], checkout),
         run_options=[plugin_options(checkout)],
         registered=list(models.registry()),
@@ -177,17 +166,14 @@ def plugin_options(root: Path) -> str:
 
 
 @pytest.mark.check("G4-DOCS-DEV")
-def test_developer_guide(
-    checkout: Path, tried: Callable[[str], dict[str, Any]], observe: Observe
-) -> None:
+def test_developer_guide(checkout: Path, observe: Observe) -> None:
     makefile = (checkout / "Makefile").read_text("utf-8")
-    observe(**shown("G4-DOCS-DEV", checkout, tried), makefile=makefile)
+    observe(**shown("G4-DOCS-DEV", checkout), makefile=makefile)
 
 
 @pytest.mark.check("G4-DOCS-TROUBLE")
 def test_troubleshooting(
     checkout: Path,
-    tried: Callable[[str], dict[str, Any]],
     launcher: Launcher,
     launch_spec: LaunchSpec,
     monkeypatch: pytest.MonkeyPatch,
@@ -201,7 +187,7 @@ def test_troubleshooting(
         monkeypatch.setenv("DOCKER_HOST", host)
         said[name] = message(connect)
     observe(
-        **shown("G4-DOCS-TROUBLE", checkout, tried),
+        **shown("G4-DOCS-TROUBLE", checkout),
         probe=probe(launcher, launch_spec, "api")["cases"],
         launch_errors={**said, **{name: meaning(words) for name, words in REFUSALS.items()}},
     )
