@@ -25,9 +25,20 @@ from harness.launch.process import ProcessLauncher, file_sha256
 from harness.observation import Exchange, Json, Observation, Verdict
 from harness.reference import COMMAND, READY_TIMEOUT_S
 from harness.rescore import SCORED
-from harness.rescoring import CHECK, Rescoring, observation, replies, score
+from harness.rescoring import (
+    CHECK,
+    Asker,
+    Planned,
+    Replies,
+    Rescoring,
+    ask_again,
+    observation,
+    replies,
+    score,
+)
 from harness.significance import rate_upper_bound
 from harness.strict_json import dumps_file
+from harness.traffic import reproducible
 
 LIMITS = {"min_tokens": 300.0}
 NEVER = sys.maxsize
@@ -108,7 +119,8 @@ def honest_runs(plan: Plan, report: Callable[[str], None]) -> list[HonestRun]:
 def honest_run(plan: Plan, nonce: str, tested: EngineClient, trusted: RunningEngine) -> HonestRun:
     """The challenge of one nonce, answered honestly."""
     asked = Rescoring.drawn(nonce)
-    jobs = [tested.execute(**request) for request in asked.requests]
+    asker = Asker(tested)
+    jobs = [one for group in asked.groups for one in asker.ask_at_once(group)]
     seen = observation(
         asked,
         jobs,
@@ -194,25 +206,36 @@ def _caught(
 ) -> None:
     """One run of a cheating engine, judged after each request, until it fails or ends.
 
-    The reference's replays are those of the honest run: the same requests, the same reference.
+    The reference's replays are those of the honest run: the same requests, the same reference;
+    but for requests that the engine's own answers or draws make up.
     """
-    jobs: list[Exchange] = []
-    scores: list[Exchange] = []
-    replays = run.seen.exchanges["replays"]
+    asker, told, jobs = Asker(cheat), Replies(), list[Exchange]()
     rate.runs += 1
-    for number, (kind, request) in enumerate(
-        zip(run.asked.kinds, run.asked.requests, strict=True), 1
-    ):
-        jobs.append(cheat.execute(**request))
-        scores += [score(trusted, request, jobs[-1])] if kind in SCORED else []
-        exchanges = {"jobs": tuple(jobs), "replays": replays[:number], "scores": tuple(scores)}
-        seen = _calibrated(replace(run.seen, exchanges={**run.seen.exchanges, **exchanges}), text)
+    for group in run.asked.groups:
+        answers = asker.ask_at_once(group)
+        for planned, job in zip(group, answers, strict=True):
+            told = _with_replies(told, run.seen, trusted, planned, job)
+        jobs += answers
+        exchanges = {"jobs": jobs, "replays": told.replays, "scores": told.scores}
+        taken = {name: tuple(seen) for name, seen in exchanges.items()}
+        seen = _calibrated(replace(run.seen, exchanges={**run.seen.exchanges, **taken}), text)
         found = JUDGES[CHECK](seen, LIMITS)
         if found.verdict is Verdict.FAIL:
             rate.alarms += 1
             rate.messages.append(found.message)
             rate.at_tokens.append(sum(len(read_or_nothing(job).tokens) for job in jobs))
             return
+
+
+def _with_replies(
+    told: Replies, honest: Observation, trusted: EngineClient, planned: Planned, job: Exchange
+) -> Replies:
+    """The replies so far and those to one more job."""
+    fixed = planned.kind != "ids" and reproducible(planned.request)
+    known = honest.exchanges["replays"][len(told.replays)]
+    replay = known if fixed else ask_again(trusted, planned.kind, planned.request, job)
+    scores = [score(trusted, planned.request, job)] if planned.kind in SCORED else []
+    return Replies([*told.replays, replay], [*told.scores, *scores])
 
 
 def file_of(pairings: Mapping[str, Pairing], **more: Json) -> bytes:

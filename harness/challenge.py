@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import random
 from dataclasses import dataclass
-from typing import Any
 
 CODE_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 CODE_LENGTH = 8
@@ -82,6 +81,19 @@ def opening(draw: random.Random) -> str:
     return f"{' '.join(draw.choice(words) for words in parts)}, {draw.choice(_THEN)}"
 
 
+def retold(draw: random.Random, text: str) -> str:
+    """The same story of somebody else, where it is a story of ours; else one put before it."""
+    for who in _WHO:
+        if text.startswith(who):
+            return draw.choice([other for other in _WHO if other != who]) + text[len(who) :]
+    return f"{opening(draw)} {text}"
+
+
+def code(draw: random.Random) -> str:
+    """A word of eight letters and digits."""
+    return "".join(draw.choices(CODE_LETTERS, k=CODE_LENGTH))
+
+
 def paragraph(draw: random.Random, sentences: int) -> str:
     """Several openings one after the other: an ordinary longer prompt."""
     return " ".join(opening(draw) for _ in range(sentences))
@@ -90,12 +102,3 @@ def paragraph(draw: random.Random, sentences: int) -> str:
 def conversation(draw: random.Random) -> list[dict[str, str]]:
     """A chat request of ordinary wording."""
     return [{"role": "user", "content": f"{opening(draw)} {draw.choice(_ASKS)}"}]
-
-
-def sampled(draw: random.Random) -> dict[str, Any]:
-    """Sampling parameters as ordinary clients send them."""
-    return {
-        "temperature": draw.choice((0.6, 0.7, 0.8, 0.9, 1.0, 1.1)),
-        "top_p": draw.choice((1.0, 1.0, 0.95, 0.9)),
-        "seed": draw.getrandbits(63),
-    }

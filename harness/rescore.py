@@ -11,8 +11,8 @@ from harness.observation import Json
 WRONG_SAMPLER_EXACT_RATE: Final = 0.999
 """Greedy tokens this often exact exonerate model and weights: what parts is the sampler."""
 
-SCORED: Final = ("greedy", "long")
-"""The kinds of requests whose greedy tokens the reference scores: plain text, ids known."""
+SCORED: Final = ("greedy", "long", "ids")
+"""The kinds of requests whose greedy tokens the reference scores: a prompt whose ids are known."""
 
 CLOSE_EXACT_RATE: Final = 0.85
 """Above it the weights are those of the model, only coarser or differently computed."""
@@ -94,5 +94,7 @@ _CAUSES: Final = (
     (frozenset({"sampled", "logprobs"}), "wrong sampler"),
     (frozenset({"chat"}), "wrong chat template or BOS"),
     (frozenset({"long"}), "truncated context or KV precision"),
+    (frozenset({"ids"}), "prompts of token ids are read otherwise"),
+    (frozenset({"whole"}), "another answer where none is streamed"),
 )
 """Where requests of these kinds part alone, and others do not, the model itself is right."""

@@ -1,12 +1,12 @@
 """Gate 4: the answers are computed, each one anew, by the model that is reported.
 
-Every request is drawn from the run's nonce with ordinary wording, parameters and order, so that
-no request can be told from a client's by what it asks.
+Every request is drawn from the run's nonce, and by harness/traffic.py, which draws the re-scored
+requests too: no word and no parameter of a probe is one that re-scored requests do not have.
 """
 
 import json
 import random
-import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pytest
 
 from harness.bandwidth import memory_bandwidth_bytes_per_s
 from harness.challenge import Challenge, opening, paragraph
-from harness.clients import EngineClient
 from harness.clients.native import NativeClient
 from harness.judges.completion import Stream, spelled_ids
 from harness.judges.rule import Unseen
@@ -25,12 +24,30 @@ from harness.manifest import digest_file
 from harness.observation import Exchange, Json, Observe
 from harness.profiles import Profile
 from harness.reference import client_like, reference_engine
-from harness.rescoring import Rescoring, mixed, replies
+from harness.rescoring import Asker, Planned, Rescoring, as_sent, replies
 from harness.timings import token_text
+from harness.traffic import (
+    COOL,
+    GREEDY,
+    HOT,
+    LONGEST,
+    NEAR_ZERO,
+    SHORT,
+    aside,
+    beyond_ascii,
+    found_stop,
+    fresh,
+    greedy,
+    max_tokens,
+    near,
+)
+from harness.traffic import seed as drawn_seed
 from harness.vocabulary import Vocabulary
 
 PAIRS = 12
 GROUP = 3
+AVERAGE = (20, 28)
+Request = Mapping[str, Any]
 
 
 def ids_of(seen: Exchange) -> list[int]:
@@ -49,12 +66,6 @@ def prompt_ids(engine: RunningEngine, text: str) -> tuple[Exchange, list[int]]:
     return seen, list(json.loads(seen.body or b"{}").get("ids", []))
 
 
-def greedy(draw: random.Random, max_tokens: int) -> dict[str, Any]:
-    """A greedy request with ordinary text."""
-    fields = {"prompt": opening(draw), "temperature": 0.0, "seed": draw.getrandbits(63)}
-    return {**fields, "max_tokens": max_tokens}
-
-
 @pytest.mark.check("G4-GENUINE-RESCORE", "G4-GENUINE-LATE", "G4-GENUINE-PROCESS")
 def test_reference_accepts_every_token(
     launch_engine: LaunchEngine,
@@ -65,18 +76,17 @@ def test_reference_accepts_every_token(
 ) -> None:
     asked = Rescoring.drawn(nonce)
     engine = launch_engine()
-    client, before = engine.client, engine.process_facts()
-    requests = asked.requests
-    tail = [one if isinstance(one, Mapping) else requests[one] for one in asked.tail]
-    sent = _paced(client, [*requests, *tail], asked.due_s)
-    jobs = sent[: len(requests)]
-    again = {
-        str(place): seen for place, seen in zip(asked.tail, sent[len(requests) :], strict=True)
-    }
+    asker, before = Asker(engine.client), engine.process_facts()
+    planned, n = asked.planned, len(asked.requests)
+    jobs = asker.paced(planned, asked.due_s[:n])
+    tail = [
+        one if isinstance(one, Planned) else _again(planned[one], jobs[one]) for one in asked.tail
+    ]
+    late = dict(zip(map(str, asked.tail), asker.paced(tail, asked.due_s[n - 1 :]), strict=True))
     after = engine.process_facts()
     engine.stop()
     with reference_engine(engine.model_path, *profile.device_args) as reference:
-        told = replies(reference.client, client_like(client, reference), asked, jobs)
+        told = replies(reference.client, client_like(engine.client, reference), asked, jobs)
         health = reference.client.health()
     observe(
         **({"scores": told.scores} if told.scores else {}),
@@ -84,7 +94,8 @@ def test_reference_accepts_every_token(
         jobs=jobs,
         replays=told.replays,
         early=[jobs[place] for place in asked.early],
-        late=[again[str(place)] for place in asked.early],
+        late=[late[str(place)] for place in asked.early],
+        early_kinds=[asked.kinds[place] for place in asked.early],
         reference_health=health,
         kinds=asked.kinds,
         model_sha256=engine.model_sha256,
@@ -93,16 +104,9 @@ def test_reference_accepts_every_token(
     )
 
 
-def _paced(
-    client: EngineClient, requests: Sequence[Mapping[str, Any]], due_s: Sequence[float]
-) -> list[Exchange]:
-    """The requests one after the other, none sooner after the one before than they are due."""
-    sent_s, sent = time.monotonic(), []
-    for request, due, before in zip(requests, due_s, [0.0, *due_s], strict=False):
-        time.sleep(max(0.0, sent_s + due - before - time.monotonic()))
-        sent_s = time.monotonic()
-        sent.append(client.execute(**request))
-    return sent
+def _again(planned: Planned, job: Exchange) -> Planned:
+    """The request of this job once more, as it was sent."""
+    return Planned("" if planned.kind == "ids" else planned.kind, as_sent(planned.request, job))
 
 
 @pytest.mark.check("G4-GENUINE-CACHE")
@@ -110,26 +114,30 @@ def test_repeated_requests_are_computed(
     engine: RunningEngine, nonce: str, observe: Observe
 ) -> None:
     draw = Challenge(nonce, "G4-GENUINE-CACHE").draw()
-    known = greedy(draw, 24)
-    engine.client.execute(**known)
-    repeated, fresh = _interleaved(engine, draw, lambda: known, lambda: greedy(draw, 24))
-    observe(repeated=repeated, fresh=fresh)
+    known = [greedy(draw, AVERAGE) for _ in range(PAIRS // 3)]
+    for request in known:
+        engine.client.execute(**request)
+    repeats = [
+        (one, greedy(draw, (one["max_tokens"],) * 2)) for one in draw.sample(known * 3, PAIRS)
+    ]
+    again, anew = _interleaved(engine, draw, repeats)
+    observe(repeated=again, fresh=anew)
 
 
 @pytest.mark.check("G4-GENUINE-SHAPE")
 def test_first_token_does_not_wait(engine: RunningEngine, nonce: str, observe: Observe) -> None:
     draw = Challenge(nonce, "G4-GENUINE-SHAPE").draw()
-    short, long = _interleaved(engine, draw, lambda: greedy(draw, 4), lambda: greedy(draw, 96))
+    pairs = [(greedy(draw, (3, 5)), greedy(draw, (88, LONGEST))) for _ in range(PAIRS)]
+    short, long = _interleaved(engine, draw, pairs)
     observe(short=short, long=long)
 
 
 def _interleaved(
-    engine: RunningEngine, draw: random.Random, one: Any, other: Any
+    engine: RunningEngine, draw: random.Random, pairs: Sequence[tuple[Request, Request]]
 ) -> tuple[list[Exchange], list[Exchange]]:
     """Pairs of both kinds, each pair in a drawn order."""
     sides: tuple[list[Exchange], list[Exchange]] = ([], [])
-    for _ in range(PAIRS):
-        requests = (one(), other())
+    for requests in pairs:
         for side in draw.sample((0, 1), 2):
             sides[side].append(engine.client.execute(**requests[side]))
     return sides
@@ -141,15 +149,17 @@ def test_clones_are_each_computed(engine: RunningEngine, nonce: str, observe: Ob
     clones: list[Exchange] = []
     others: list[Exchange] = []
     for _ in range(PAIRS):
-        request = greedy(draw, 12)
+        request = greedy(draw, (10, 14))
+        alike = (request["max_tokens"],) * 2
         clones += _together(engine, [request] * GROUP)
-        others += _together(engine, [greedy(draw, 12) for _ in range(GROUP)])
-    hot = {"prompt": opening(draw), "max_tokens": 24, "temperature": 1.1}
+        others += _together(engine, [greedy(draw, alike) for _ in range(GROUP)])
+    tokens = max_tokens(draw, AVERAGE)
+    hot = {"prompt": opening(draw), "max_tokens": tokens, "temperature": draw.choice((1.1, 1.2))}
     unseeded = _together(engine, [hot] * GROUP)
     observe(clones=clones, others=others, unseeded=unseeded, group_size=GROUP)
 
 
-def _together(engine: RunningEngine, requests: Sequence[dict[str, Any]]) -> list[Exchange]:
+def _together(engine: RunningEngine, requests: Sequence[Request]) -> list[Exchange]:
     live = [engine.client.start(**request) for request in requests]
     return [one.finish(60.0) for one in live]
 
@@ -164,7 +174,7 @@ def test_answers_continue_themselves(
         return
     wholes, rests, prompts = [], [], []
     for _ in range(6):
-        request = greedy(draw, draw.randint(20, 40))
+        request = greedy(draw, (20, 40))
         whole = engine.client.execute(**request)
         prompt, ids = prompt_ids(engine, request["prompt"])
         wholes.append(whole)
@@ -194,7 +204,7 @@ def continued_by_logprobs(
     wholes, rests = [], []
     spelled: dict[str, int] = {}
     for _ in range(6):
-        request = {**greedy(draw, draw.randint(20, 40)), "logprobs": 1}
+        request = {**greedy(draw, (20, 40)), "logprobs": 1}
         first = read_or_nothing(engine.client.execute(**request))
         ids = ids_in(first, vocabulary)
         request = {**request, "prompt_ids": ids or [1]}
@@ -224,11 +234,11 @@ def test_tokens_are_counted_alike(
     draw = Challenge(nonce, "G4-GENUINE-COUNT").draw()
     engine = launch_engine()
     client = engine.client
-    requests = [mixed(draw, draw.choice(("greedy", "sampled"))) for _ in range(8)]
-    beyond = "🙂 日本語 🏳️‍🌈 नमस्ते"
-    requests.append({"prompt": beyond, "max_tokens": 32, "temperature": 1.2, "seed": 3})
+    requests = [_unstopped(fresh(draw, draw.choice(("greedy", "sampled")))) for _ in range(8)]
+    beyond = {"prompt": beyond_ascii(draw), "max_tokens": 32, "temperature": 1.2}
+    requests.append({**beyond, "seed": drawn_seed(draw)})
     if not is_native(engine):
-        observe(jobs=[client.execute(**request, logprobs=1) for request in requests])
+        observe(jobs=[client.execute(**{**request, "logprobs": 1}) for request in requests])
         return
     before = client.metrics()
     jobs = [client.execute(**request) for request in requests]
@@ -240,12 +250,17 @@ def test_tokens_are_counted_alike(
     observe(jobs=jobs, texts=texts, before=before, after=after, **seen)
 
 
+def _unstopped(request: Request) -> Request:
+    """The request without a stop sequence, whose tokens are counted but not all shown."""
+    return {name: value for name, value in request.items() if name != "stop"}
+
+
 @pytest.mark.check("G4-GENUINE-STREAM")
 def test_stream_equals_whole(engine: RunningEngine, nonce: str, observe: Observe) -> None:
     draw = Challenge(nonce, "G4-GENUINE-STREAM").draw()
     streams, whole = [], []
-    for number in range(5):
-        request = {**greedy(draw, draw.randint(8, 32)), "seed": number}
+    for _ in range(5):
+        request = greedy(draw, (8, 32))
         streams.append(engine.client.execute(**request))
         whole.append(engine.client.whole(**request))
     observe(streams=streams, whole=whole)
@@ -254,8 +269,9 @@ def test_stream_equals_whole(engine: RunningEngine, nonce: str, observe: Observe
 @pytest.mark.check("G4-GENUINE-SEED")
 def test_seeds_are_honoured(engine: RunningEngine, nonce: str, observe: Observe) -> None:
     draw = Challenge(nonce, "G4-GENUINE-SEED").draw()
-    request = {"prompt": opening(draw), "max_tokens": 24, "temperature": 1.0}
-    seeds = [draw.getrandbits(63) for _ in range(6)]
+    tokens = max_tokens(draw, AVERAGE)
+    request = {"prompt": opening(draw), "max_tokens": tokens, "temperature": 1.0}
+    seeds = [drawn_seed(draw) for _ in range(6)]
     order = [*seeds, *seeds[:3]]
     draw.shuffle(order)
     observe(jobs=[engine.client.execute(**request, seed=seed) for seed in order])
@@ -265,11 +281,11 @@ def test_seeds_are_honoured(engine: RunningEngine, nonce: str, observe: Observe)
 def test_temperature_is_applied(engine: RunningEngine, nonce: str, observe: Observe) -> None:
     draw = Challenge(nonce, "G4-GENUINE-TEMPERATURE").draw()
     answers: dict[str, list[Exchange]] = {"greedy": [], "cool": [], "hot": [], "near_zero": []}
-    heats = {"greedy": 0.0, "cool": 0.15, "hot": 1.7, "near_zero": 0.001}
+    heats = {"greedy": GREEDY, "cool": COOL, "hot": HOT, "near_zero": NEAR_ZERO}
     for _ in range(24):
-        request = {"prompt": opening(draw), "max_tokens": 16}
+        request = {"prompt": opening(draw), "max_tokens": max_tokens(draw, (14, 18))}
         for name in draw.sample(sorted(heats), len(heats)):
-            fields = {**request, "temperature": heats[name], "seed": draw.getrandbits(63)}
+            fields = {**request, "temperature": heats[name], "seed": drawn_seed(draw)}
             answers[name].append(engine.client.execute(**fields))
     observe(**answers)
 
@@ -279,8 +295,8 @@ def test_length_is_exact(engine: RunningEngine, nonce: str, observe: Observe) ->
     draw = Challenge(nonce, "G4-GENUINE-LENGTH").draw()
     lengths = [1, 2, 64, *(draw.randint(3, 60) for _ in range(5))]
     jobs, continued = [], []
-    for max_tokens in draw.sample(lengths, len(lengths)):
-        request = greedy(draw, max_tokens)
+    for length in draw.sample(lengths, len(lengths)):
+        request = greedy(draw, (length, length))
         job = engine.client.execute(**request)
         jobs.append(job)
         stream = read_or_nothing(job)
@@ -306,14 +322,12 @@ def test_stop_sequences_end_the_answer(engine: RunningEngine, nonce: str, observ
     for _ in range(40):
         if len(free) == 5:
             break
-        request = greedy(draw, 40)
+        request = greedy(draw, (36, 44))
         job = engine.client.execute(**request)
-        text = read_or_nothing(job).text
-        if len(text) < 24:
-            continue
-        at = draw.randint(8, len(text) - 8)
-        free.append(job)
-        stopped.append(engine.client.execute(**request, stop=[text[at : at + draw.randint(2, 6)]]))
+        sequence = found_stop(draw, read_or_nothing(job).text)
+        if sequence is not None:
+            free.append(job)
+            stopped.append(engine.client.execute(**request, stop=[sequence]))
     observe(free=free, stopped=stopped)
 
 
@@ -324,13 +338,11 @@ def test_long_prompts_are_read_from_their_start(
     draw = Challenge(nonce, "G4-GENUINE-CONTEXT").draw()
     answers: dict[str, list[Exchange]] = {"one": [], "other": []}
     for sentences in (30, 60, 90):
-        rest = paragraph(draw, sentences)
-        for name in ("one", "other"):
-            prompt = f"{opening(draw)} {rest}"
-            request = {"prompt": prompt, "max_tokens": 2, "temperature": 0.0, "logprobs": 1}
-            answers[name].append(engine.client.execute(**request))
-            if name == "one" and is_native(engine):
-                answers.setdefault("prompts", []).append(prompt_ids(engine, prompt)[0])
+        request = {**greedy(draw, SHORT), "prompt": paragraph(draw, sentences), "logprobs": 1}
+        answers["one"].append(engine.client.execute(**request))
+        if is_native(engine):
+            answers.setdefault("prompts", []).append(prompt_ids(engine, request["prompt"])[0])
+        answers["other"].append(engine.client.execute(**near(draw, request)))
     observe(**answers)
 
 
@@ -338,12 +350,12 @@ def test_long_prompts_are_read_from_their_start(
 def test_nothing_crosses_requests(engine: RunningEngine, nonce: str, observe: Observe) -> None:
     challenge = Challenge(nonce, "G4-GENUINE-CANARY")
     draw, canary = challenge.draw(), challenge.code_word
-    request = {**greedy(draw, 12), "logprobs": 1}
+    request = {**greedy(draw, (10, 14)), "logprobs": 1}
     answers, between = [], []
     for _ in range(4):
         answers.append(engine.client.execute(**request))
-        secret = f"{opening(draw)} The password is {canary}. Remember: {canary}."
-        between.append(engine.client.execute(prompt=secret, max_tokens=4, temperature=0.0))
+        secret = {**greedy(draw, SHORT), "prompt": f"{opening(draw)} {aside(draw, canary)}"}
+        between.append(engine.client.execute(**secret))
     answers.append(engine.client.execute(**request))
     observe(answers=answers, between=between, canary=canary)
 
@@ -351,28 +363,20 @@ def test_nothing_crosses_requests(engine: RunningEngine, nonce: str, observe: Ob
 @pytest.mark.check("G4-GENUINE-LOGPROB")
 def test_logprobs_agree_with_draws(engine: RunningEngine, nonce: str, observe: Observe) -> None:
     draw = Challenge(nonce, "G4-GENUINE-LOGPROB").draw()
-    jobs = [
-        engine.client.execute(
-            prompt=opening(draw),
-            max_tokens=32,
-            temperature=1.0,
-            logprobs=20,
-            seed=draw.getrandbits(63),
-        )
-        for _ in range(8)
-    ]
-    observe(jobs=jobs)
+    asked = {"temperature": 1.0, "logprobs": 20}
+    requests = [{**greedy(draw, (28, 36)), **asked} for _ in range(8)]
+    observe(jobs=[engine.client.execute(**request) for request in requests])
 
 
 @pytest.mark.check("G4-GENUINE-MEMORY", "G4-GENUINE-MODELFILE")
 def test_memory_holds_the_model(launch_engine: LaunchEngine, nonce: str, observe: Observe) -> None:
     draw = Challenge(nonce, "G4-GENUINE-MEMORY").draw()
     engine = launch_engine()
-    engine.client.execute(**greedy(draw, 4))
+    engine.client.execute(**greedy(draw, SHORT))
     rss_bytes: list[Json] = []
-    for number in range(24):
-        job_id = f"job-{draw.getrandbits(40):x}-{number}"
-        live = engine.client.start(**{**greedy(draw, 256), "job_id": job_id})
+    for _ in range(24):
+        job_id = str(uuid.UUID(int=draw.getrandbits(128), version=4))
+        live = engine.client.start(**{**greedy(draw, (60, LONGEST)), "job_id": job_id})
         live.wait_until(lambda event: bool(token_text(event)), 20.0)
         if is_native(engine):
             engine.client.cancel(job_id)
@@ -405,7 +409,7 @@ def _open_models(paths: Sequence[str]) -> list[Json]:
 def test_rate_and_compute_are_possible(engine: RunningEngine, nonce: str, observe: Observe) -> None:
     draw = Challenge(nonce, "G4-GENUINE-PHYSICS").draw()
     before_s = (engine.process_facts() or {})["cpu_s"]
-    jobs = [engine.client.execute(**greedy(draw, 64)) for _ in range(6)]
+    jobs = [engine.client.execute(**greedy(draw, (56, 72))) for _ in range(6)]
     used_s = (engine.process_facts() or {})["cpu_s"] - before_s
     observe(
         api=engine.client.kind,

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from harness.haiku import FIXED_SEED, haiku_challenge, haiku_request, what_is_wr
 from harness.judges.stream import read_or_nothing
 from harness.launch import LaunchEngine
 from harness.observation import Observe
+from harness.profiles import Profile
 from harness.reference import client_like, reference_engine
 
 ATTEMPTS = 3
@@ -21,39 +23,44 @@ GOLDENS = Path(__file__).parent / "goldens" / "haiku"
 
 
 @pytest.mark.check("G4-HAIKU")
-def test_haiku(launch_engine: LaunchEngine, nonce: str, observe: Observe) -> None:
-    write(launch_engine, nonce, observe)
-
-
-def write(
+def test_haiku(
     launch_engine: LaunchEngine,
+    profile: Profile,
     nonce: str,
+    calibration: str | None,
     observe: Observe,
-    *,
-    chat: bool = False,
-    reference_args: tuple[str, ...] = (),
 ) -> None:
+    write(Asked(launch_engine, profile, nonce, calibration), observe)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who is asked for a haiku, and what its judging needs; `chat`: in conversation."""
+
+    launch_engine: LaunchEngine
+    profile: Profile
+    nonce: str
+    calibration: str | None
+    chat: bool = False
+
+
+def write(asked: Asked, observe: Observe) -> None:
     """Up to three attempts, each with fresh words; the judge looks at them for itself."""
+    given = {"calibration": asked.calibration} if asked.calibration else {}
     for attempt in range(1, ATTEMPTS + 1):
-        seen = attempted(launch_engine, nonce, attempt, chat, reference_args)
-        observe(**seen)
+        seen = attempted(asked, attempt)
+        observe(**seen, **given)
         if attempt == ATTEMPTS or seen["has_words"]:
             break
 
 
-def attempted(
-    launch_engine: LaunchEngine,
-    nonce: str,
-    attempt: int,
-    chat: bool,
-    reference_args: tuple[str, ...],
-) -> dict[str, Any]:
+def attempted(asked: Asked, attempt: int) -> dict[str, Any]:
     """One attempt: ask, ask again, other seeds, stop the engine, then re-score."""
-    engine = launch_engine()
+    engine, chat = asked.launch_engine(), asked.chat
     client = engine.client
     asked_at = time.time()
-    asked = haiku_challenge(nonce, attempt, time.gmtime(asked_at).tm_min)
-    greedy = haiku_request(asked, chat=chat)
+    words = haiku_challenge(asked.nonce, attempt, time.gmtime(asked_at).tm_min)
+    greedy = haiku_request(words, chat=chat)
     warm = {**greedy, "temperature": 0.7}
     native = client.kind == NativeClient.kind
     seen: dict[str, Any] = {"health": client.health()} if native else {}
@@ -66,11 +73,11 @@ def attempted(
         "again": client.execute(**greedy),
         "sampled": client.execute(**warm),
         "sampled_again": client.execute(**warm),
-        "other_seeds": [client.execute(**{**warm, "seed": asked.seed + k}) for k in (1, 2, 3)],
+        "other_seeds": [client.execute(**{**warm, "seed": words.seed + k}) for k in (1, 2, 3)],
         "process": engine.process_facts(),
     }
     engine.stop()
-    with reference_engine(engine.model_path, *reference_args) as oracle:
+    with reference_engine(engine.model_path, *asked.profile.device_args) as oracle:
         seen |= {
             "reference_health": oracle.client.health(),
             "engine_alive_at_rescoring": engine.alive(),
@@ -83,11 +90,11 @@ def attempted(
         else:
             seen["reference_replay"] = client_like(client, oracle).execute(**greedy)
     return seen | {
-        "nonce": nonce,
+        "nonce": asked.nonce,
         "asked_at": asked_at,
         "weights_bytes": engine.model_path.stat().st_size,
         "model_sha256": engine.model_sha256,
-        "has_words": not what_is_wrong(asked, read_or_nothing(haiku).text, chat=chat),
+        "has_words": not what_is_wrong(words, read_or_nothing(haiku).text, chat=chat),
     }
 
 
@@ -95,7 +102,9 @@ def attempted(
 @pytest.mark.parametrize(
     "name", [model.name for model in models.registry().values() if "m0" in model.profiles]
 )
-def test_fixed_haiku(name: str, launch_engine: LaunchEngine, observe: Observe) -> None:
+def test_fixed_haiku(
+    name: str, launch_engine: LaunchEngine, calibration: str | None, observe: Observe
+) -> None:
     """The fixed question, whose answer by transformers is a golden; without it this is an error."""
     engine = launch_engine(model=models.resolve(name))
     golden = json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
@@ -105,4 +114,5 @@ def test_fixed_haiku(name: str, launch_engine: LaunchEngine, observe: Observe) -
         temperature=0.0,
         seed=FIXED_SEED,
     )
-    observe(golden=golden, fixed=fixed, model_sha256=engine.model_sha256)
+    given = {"calibration": calibration} if calibration else {}
+    observe(golden=golden, fixed=fixed, model_sha256=engine.model_sha256, **given)

@@ -124,10 +124,15 @@ def test_characters_split_over_tokens(
 @pytest.mark.check("G4-HAIKU")
 @every_model
 def test_haiku_of_reference(
-    name: str, launch_reference: LaunchEngine, profile: Profile, nonce: str, observe: Observe
+    name: str,
+    launch_reference: LaunchEngine,
+    profile: Profile,
+    nonce: str,
+    calibration: str | None,
+    observe: Observe,
 ) -> None:
-    device = profile.device_args
-    test_haiku.write(launch_reference, nonce, observe, chat=True, reference_args=device)
+    asked = test_haiku.Asked(launch_reference, profile, nonce, calibration, chat=True)
+    test_haiku.write(asked, observe)
 
 
 @pytest.mark.check("G4-GENUINE-RESCORE")

@@ -4,19 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from harness.calibration import (
-    Calibration,
-    Evidence,
-    Pairing,
-    Replay,
-    parse_calibration,
-    shipped_calibration,
-)
-from harness.errors import CalibrationError
+from harness.calibration import Evidence, Replay
+from harness.judges.calibrated import calibration_of, pairing_of, reference_health
 from harness.judges.rule import (
     Unseen,
     body,
-    exchange,
     exchanges,
     fact,
     judge,
@@ -25,7 +17,7 @@ from harness.judges.rule import (
     passed,
     request,
 )
-from harness.judges.stream import Stream, asked, finished, is_native, parts_at
+from harness.judges.stream import WHOLE, Stream, answered, asked, is_native, parts_at
 from harness.observation import Exchange, Finding, Json, Judge, Limits, Observation
 from harness.rescore import (
     SCORED,
@@ -35,9 +27,10 @@ from harness.rescore import (
     likely_cause,
     read_scores,
 )
+from harness.traffic import reproducible
 
 NOT_COMPARED: Final = ("job_id", "cache_prompt")
-GREEDY_KINDS: Final = (*SCORED, "chat")
+GREEDY_KINDS: Final = (*SCORED, "chat", WHOLE)
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ class _Pair:
 def rescore(observation: Observation, limits: Limits) -> Finding:
     """The reference replays each request token for token and accepts each greedy token."""
     _same_model(observation)
-    calibration, pairing = _calibrated(observation)
+    pairing = pairing_of(observation)
     pairs = _pairs(observation)
     seen = _evidence(observation, pairs)
     objections = list(pairing.objections(seen))
@@ -89,7 +82,7 @@ def rescore(observation: Observation, limits: Limits) -> Finding:
         worst_logprob_gap=seen.worst_logprob_gap,
         logprob_tokens=len(seen.logprob_gaps),
         pairing=pairing.name,
-        **calibration.label,
+        **calibration_of(observation).label,
     )
 
 
@@ -102,24 +95,6 @@ def _evidence(observation: Observation, pairs: Sequence[_Pair]) -> Evidence:
     gaps = [gap for pair in pairs for gap in pair.logprob_gaps]
     replays = [pair.replay() for pair in pairs if pair.comparable]
     return Evidence(_greedy_scores(observation, pairs), replays, gaps)
-
-
-def _calibrated(observation: Observation) -> tuple[Calibration, Pairing]:
-    """The calibration of the run, and in it the honest runs on these kinds of devices.
-
-    The engine's kind is the reference's, which the harness chose to be so, unless a fact tells.
-    """
-    device = str(_reference_health(observation).get("device")).partition(":")[0]
-    tested = observation.facts.get("engine_device", device)
-    given = observation.facts.get("calibration")
-    try:
-        if given is None:
-            found = shipped_calibration()
-        else:
-            found = parse_calibration(str(given).encode(), "the calibration given")
-        return found, found.pairing(f"{tested}/{device}")
-    except CalibrationError as error:
-        raise Unseen(str(error)) from None
 
 
 def _fit(seen: Evidence, pairs: Sequence[_Pair]) -> GreedyFit:
@@ -136,13 +111,9 @@ def _shared_tokens(pair: _Pair) -> int:
     return pair.emitted.tokens_out if at is None else pair.emitted.tokens_out * at // said
 
 
-def _reference_health(observation: Observation) -> Mapping[str, Json]:
-    return body(exchange(observation, "reference_health"))
-
-
 def _same_model(observation: Observation) -> None:
     digest = fact(observation, "model_sha256")
-    got = _reference_health(observation).get("model_sha256")
+    got = reference_health(observation).get("model_sha256")
     if got != digest:
         raise Unseen(f"the reference ran model {got}, wanted {digest}: nothing can be compared")
 
@@ -157,9 +128,9 @@ def _pairs(observation: Observation) -> list[_Pair]:
 
 
 def _pair(kind: str, job: Exchange, replay: Exchange) -> _Pair:
-    if _compared(job) != _compared(replay):
+    emitted, replayed = answered(job, kind), answered(replay, kind)
+    if _compared(replay) != _drawn_seed(job, emitted) | _compared(job):
         raise Unseen("a replay asked the reference for something else than the job did")
-    emitted, replayed = finished(job), finished(replay)
     return _Pair(kind, is_native(job), emitted, replayed, _logprob_gaps(emitted, replayed))
 
 
@@ -172,6 +143,12 @@ def _logprob_gaps(emitted: Stream, replayed: Stream) -> list[float]:
         if "logprob" in ours.raw and "logprob" in theirs.raw:
             gaps.append(abs(float(ours.raw["logprob"]) - float(theirs.raw["logprob"])))
     return gaps
+
+
+def _drawn_seed(job: Exchange, emitted: Stream) -> dict[str, Json]:
+    """The seed that the engine drew where none was asked: its replay has it, for the same draws."""
+    told = emitted.started is not None and not reproducible(_compared(job))
+    return {"seed": (emitted.started or {})["seed"]} if told else {}
 
 
 def _compared(seen: Exchange) -> dict[str, Json]:
@@ -196,19 +173,28 @@ def _greedy_scores(observation: Observation, pairs: Sequence[_Pair]) -> list[Sco
 def late(observation: Observation, limits: Limits) -> Finding:
     """Requests answered first are answered the same at the end of a long run."""
     early, again = exchanges(observation, "early"), exchanges(observation, "late")
-    if len(early) != len(again):
+    kinds = observation.facts.get("early_kinds") or [""] * len(early)
+    if not len(early) == len(again) == len(kinds):
         raise Unseen(f"{len(early)} early requests, {len(again)} late ones")
     last_early, first_late = max(one.sent_ns for one in early), min(one.sent_ns for one in again)
     between_s = (first_late - last_early) / 1e9
     if between_s < limit(limits, "min_between_s"):
         raise Unseen(f"only {between_s:.0f} s lie between early and late requests")
-    for number, (first, last) in enumerate(zip(early, again, strict=True), start=1):
+    compared = 0
+    for number, (first, last, kind) in enumerate(zip(early, again, kinds, strict=True), start=1):
         if _compared(first) != _compared(last):
             raise Unseen(f"the late request {number} is not the early one")
-        parts = parts_at(finished(first), finished(last))
-        need(parts is None, f"early request {number}, asked again late, differs at token {parts}")
+        parts = parts_at(answered(first, kind), answered(last, kind))
+        if reproducible(_compared(first)):
+            compared += 1
+            need(
+                parts is None,
+                f"early request {number}, asked again late, differs at token {parts}",
+            )
+    if not compared:
+        raise Unseen("no early request was one whose answer must be the same again")
     jobs = len(exchanges(observation, "jobs"))
-    return passed(f"{len(early)} answers unchanged after {jobs} jobs", between_s=between_s)
+    return passed(f"{compared} answers unchanged after {jobs} jobs", between_s=between_s)
 
 
 JUDGES: Final[Mapping[str, Judge]] = {

@@ -1,9 +1,10 @@
 """The judge of the anti-cheat haiku: a fresh challenge, honestly counted, seeded and re-scored."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from harness.calibration import Evidence
 from harness.haiku import (
     CHECK,
     FIXED_SEED,
@@ -12,6 +13,7 @@ from harness.haiku import (
     haiku_request,
     what_is_wrong,
 )
+from harness.judges.calibrated import calibration_of, pairing_of, reference_health
 from harness.judges.metrics_text import counter
 from harness.judges.rule import (
     Unseen,
@@ -30,7 +32,14 @@ from harness.judges.rule import (
 from harness.judges.stream import Stream, finished, identical, is_native, parts_at
 from harness.judges.stream import asked as asked_fields
 from harness.observation import Exchange, Finding, Judge, Limits, Observation
-from harness.rescore import GreedyFit, first_difference, greedy_fit, likely_cause, read_scores
+from harness.rescore import (
+    GreedyFit,
+    Score,
+    first_difference,
+    greedy_fit,
+    likely_cause,
+    read_scores,
+)
 
 CHAT_TEST: Final = "test_haiku_of_reference["
 """The tests of profile m0, whose models answer a conversation."""
@@ -52,7 +61,7 @@ def judge_haiku(observation: Observation, limits: Limits) -> Finding:
     _check_seed(observation, haiku)
     _check_memory(observation)
     _check_engine_gone(observation)
-    fit = _check_rescored(observation, haiku, stream, limit(limits, "margin_logits"))
+    fit = _check_rescored(observation, haiku, stream)
     _check_words(observation, stream)
     return passed(
         f"{stream.text.strip()!r:.160}",
@@ -60,6 +69,7 @@ def judge_haiku(observation: Observation, limits: Limits) -> Finding:
         tokens=stream.tokens_out,
         worst_margin=fit.worst_margin,
         exact_rate=fit.exact_rate,
+        **calibration_of(observation).label,
     )
 
 
@@ -131,12 +141,9 @@ def _check_engine_gone(observation: Observation) -> None:
         need(alive is False, "the engine under test still ran when the reference was asked")
 
 
-def _check_rescored(
-    observation: Observation, haiku: Exchange, stream: Stream, margin: float
-) -> GreedyFit:
-    reference = body(exchange(observation, "reference_health"))
+def _check_rescored(observation: Observation, haiku: Exchange, stream: Stream) -> GreedyFit:
     wanted = fact(observation, "model_sha256")
-    if reference.get("model_sha256") != wanted:
+    if reference_health(observation).get("model_sha256") != wanted:
         raise Unseen("the reference has another model file")
     if is_native(haiku):
         health = body(exchange(observation, "health"))
@@ -152,11 +159,16 @@ def _check_rescored(
     if request(score).get("completion_ids") != stream.ids:
         raise Unseen("the reference scored other tokens than those of the stream")
     need(score.status != 400, f"the reference refuses the tokens: {said(score)}")
-    fit = greedy_fit(read_scores(body(score), len(stream.ids)))
+    return _accepted(observation, read_scores(body(score), len(stream.ids)))
+
+
+def _accepted(observation: Observation, scores: Sequence[Score]) -> GreedyFit:
+    """The tokens lie no farther from the reference's choice than those of honest runs do."""
+    fit = greedy_fit(scores)
+    objections = list(pairing_of(observation).objections(Evidence(scores, (), ())))
     need(
-        fit.worst_margin <= margin,
-        f"the tokens are not the model's: one lies {fit.worst_margin:.2f} logits below the "
-        f"reference's choice, wanted at most {margin:g}; likely cause: "
+        not objections,
+        f"the tokens are not the model's: {'; '.join(objections)}; likely cause: "
         f"{likely_cause({'greedy'}, {'greedy'}, fit)}",
     )
     return fit
@@ -191,13 +203,17 @@ def judge_fixed(observation: Observation, limits: Limits) -> Finding:
     at = first_difference(stream.ids[: len(wanted)], wanted)
     margin = 0.0 if at is None else float(golden["margins"][min(at, len(wanted) - 1)])
     need(
-        at is None or margin <= limit(limits, "margin_logits"),
+        at is None or margin <= calibration_of(observation).widest_margin,
         f"token {at} of the fixed haiku is not that of transformers, whose margin there is "
         f"{margin:.3g} logits",
     )
     compared = len(wanted) if at is None else at
     need(compared >= MIN_FIXED, f"only {compared} tokens were compared, wanted {MIN_FIXED}")
-    return passed(f"{compared} tokens as transformers gives them", tokens=compared)
+    return passed(
+        f"{compared} tokens as transformers gives them",
+        tokens=compared,
+        **calibration_of(observation).label,
+    )
 
 
 JUDGES: Final[Mapping[str, Judge]] = {

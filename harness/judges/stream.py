@@ -1,12 +1,13 @@
 """Recorded completions, decoded anew from their bytes: one way to read them, whatever the API."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any, Final
 
 from harness.errors import ProtocolError
-from harness.judges.completion import Dialect, Stream, TokenEvent, Whole
+from harness.judges.completion import UNKNOWN_ID, Dialect, Stream, TokenEvent, Whole
 from harness.judges.native_stream import read_events
 from harness.judges.openai_stream import CHAT, COMPLETIONS
 from harness.judges.rule import Broken, Unseen, body, fields, header, need, request, where
@@ -16,6 +17,9 @@ __all__ = ["Stream", "TokenEvent", "read_stream"]
 
 MEDIA_TYPE: Final = "text/event-stream"
 NATIVE_PATH: Final = "/execute"
+WHOLE: Final = "whole"
+"""The kind of request that is answered in one piece."""
+
 DIALECTS: Final[Mapping[str, Dialect]] = {
     "/v1/completions": COMPLETIONS,
     "/v1/chat/completions": CHAT,
@@ -75,6 +79,24 @@ def read_or_nothing(seen: Exchange) -> Stream:
 def read_whole(seen: Exchange) -> Whole:
     """An answer in one piece."""
     return dialect(seen).whole(seen)
+
+
+def answered(seen: Exchange, kind: str = "") -> Stream:
+    """A request's answer that ended well; of kind `whole` it came in one piece, of no token ids."""
+    if kind != WHOLE:
+        return finished(seen)
+    answer = read_whole(seen)
+    piece = TokenEvent(answer.text, UNKNOWN_ID, seen.closed_ns or 0, {"id": UNKNOWN_ID})
+    counted = {"completion_tokens": answer.tokens_out}
+    return replace(NOTHING, tokens=(piece,), usage=counted)
+
+
+def answer_or_nothing(seen: Exchange, kind: str = "") -> Stream:
+    """What was answered, for the suites to compare; nothing where judges will find it broken."""
+    try:
+        return answered(seen, kind)
+    except (Broken, ProtocolError, Unseen):
+        return NOTHING
 
 
 def finished(seen: Exchange, *, reason: str | None = None) -> Stream:

@@ -9,14 +9,17 @@ from harness.calibrate import HonestRun, Rate, false_alarms, file_of, pairing_of
 from harness.calibration import parse_calibration
 from harness.errors import CalibrationError
 from harness.observation import Exchange
+from harness.rescore import SCORED
 from harness.rescoring import Replies, Rescoring, observation
-from tests.unit.recorded import events, exchange, stream
+from tests.unit.recorded import events, exchange, in_one_piece, stream
 
 TOKENS = 40
 SHA = "a" * 64
 
 
-def answered(request: dict[str, Any], job_id: str, ids: list[int]) -> Exchange:
+def answered(kind: str, request: dict[str, Any], job_id: str, ids: list[int]) -> Exchange:
+    if kind == "whole":
+        return in_one_piece("".join(map(chr, ids)), len(ids), **request)
     sent = {**request, "job_id": job_id}
     return stream(events(["x"] * len(ids), sent, ids=ids), sent)
 
@@ -33,10 +36,11 @@ def run(nonce: str, margin: float = 0.0, parts: bool = False) -> HonestRun:
     jobs, replays, scores = [], [], []
     for number, (kind, request) in enumerate(zip(asked.kinds, asked.requests, strict=True)):
         ids = list(range(100, 100 + TOKENS))
-        jobs.append(answered(dict(request), f"{number} a", ids))
+        asked_for = {"seed": 1, **request} if request["temperature"] else dict(request)
+        jobs.append(answered(kind, dict(request), f"{number} a", ids))
         other = [*ids[:-1], 7] if parts and number == 3 else ids
-        replays.append(answered(dict(request), f"{number} b", other))
-        scores += [scored(ids, margin)] if kind in ("greedy", "long") else []
+        replays.append(answered(kind, asked_for, f"{number} b", other))
+        scores += [scored(ids, margin)] if kind in SCORED else []
     health = exchange(answer={"model_sha256": SHA, "device": "cpu"})
     told = Replies(replays, scores)
     facts = {"reference_health": health, "model_sha256": SHA}
@@ -44,10 +48,13 @@ def run(nonce: str, margin: float = 0.0, parts: bool = False) -> HonestRun:
 
 
 def test_honest_runs_are_counted() -> None:
-    pairing = pairing_of("cpu/cpu", [run("a", 0.02), run("b")])
-    assert (pairing.runs, pairing.requests, pairing.parted) == (2, 60, 0)
-    assert (pairing.greedy_tokens, pairing.inexact) == (2 * 12 * TOKENS, 12)
-    assert pairing.compared_tokens == 60 * TOKENS
+    runs = [run("a", 0.02), run("b")]
+    pairing = pairing_of("cpu/cpu", runs)
+    n = sum(len(one.asked.requests) for one in runs)
+    first, second = (sum(kind in SCORED for kind in one.asked.kinds) for one in runs)
+    assert (pairing.runs, pairing.requests, pairing.parted) == (2, n, 0)
+    assert (pairing.greedy_tokens, pairing.inexact) == ((first + second) * TOKENS, first)
+    assert pairing.compared_tokens == n * TOKENS
     assert pairing.worst_margin == 0.02
 
 

@@ -152,8 +152,15 @@ def test_the_title_names_a_custom_calibration(custom: bool) -> None:
     assert ("Custom calibration." in title) is custom
 
 
+CAME_LATER = {"honest-on-odd-requests", "cheats-under-load", "caps-temperature"}
+"""Written after the campaign; the page on calibration says that their rates are not measured."""
+
+CALIBRATION_PAGE = Path(__file__).parents[2] / "docs" / "calibration.md"
+
+
 def test_every_saboteur_of_the_check_is_in_the_shipped_rates() -> None:
-    meant = {name for name, one in SABOTEURS.items() if one.caught_by == CHECK}
+    meant = {name for name, one in SABOTEURS.items() if one.caught_by == CHECK} - CAME_LATER
+    assert all(f"`{name}`" in CALIBRATION_PAGE.read_text() for name in CAME_LATER)
     for pairing in ("cpu/cpu", "cuda/cuda"):
         rates = shipped_calibration().table["rates"][pairing]
         assert meant <= set(rates)

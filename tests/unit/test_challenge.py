@@ -12,7 +12,6 @@ from harness.challenge import (
     conversation,
     opening,
     paragraph,
-    sampled,
 )
 from harness.saboteurs.moments import KNOWN_PROMPT_WORDS
 
@@ -52,11 +51,3 @@ def test_prompts_name_no_probe() -> None:
     draw = random.Random(2)
     texts = [paragraph(draw, 5) + conversation(draw)[0]["content"] for _ in range(200)]
     assert not any(word in text for text in texts for word in KNOWN_PROMPT_WORDS)
-
-
-@given(st.integers())
-def test_sampling_parameters_are_within_the_api(seed: int) -> None:
-    drawn = sampled(random.Random(seed))
-    assert 0 < drawn["temperature"] <= 2
-    assert 0 < drawn["top_p"] <= 1
-    assert 0 <= drawn["seed"] < 2**64

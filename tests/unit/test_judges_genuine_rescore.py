@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.calibration import SHIPPED
 from harness.judges import JUDGES
 from harness.observation import Exchange, Finding, Observation, Verdict
-from tests.unit.recorded import events, exchange, run, stream
+from tests.unit.recorded import events, exchange, in_one_piece, run, stream
 
 LIMITS = {"min_tokens": 4}
 SHA = "a" * 64
@@ -155,3 +155,69 @@ def test_late() -> None:
     fails(late([1, 2], [1, 3]), "differs at token 1")
     errs(late([1, 2], [1, 2], gap_s=20), "only 20 s")
     errs(late([1, 2], [1, 2], prompt="q"), "is not the early one")
+
+
+def late_of(first: Exchange, last: Exchange, kind: str = "") -> Finding:
+    seen = {"early": (first,), "late": (replace(last, sent_ns=10**12),), "jobs": (first,)}
+    name = "G4-GENUINE-LATE"
+    told = Observation(name, "test", 1, seen, {"early_kinds": [kind]})
+    return JUDGES[name](told, {"min_between_s": 30})
+
+
+def test_late_answers_in_one_piece() -> None:
+    sent = {"prompt": "p", "temperature": 0.0, "max_tokens": 4}
+    assert late_of(*[in_one_piece("ab", 2, **sent)] * 2, "whole").verdict == Verdict.PASS
+    other = in_one_piece("ac", 2, **sent)
+    fails(late_of(in_one_piece("ab", 2, **sent), other, "whole"), "differs at token 1")
+
+
+def test_late_needs_a_request_whose_answer_must_be_the_same() -> None:
+    sent = {"prompt": "p", "temperature": 0.9, "max_tokens": 4}
+    told = [stream(events(["x"], sent, ids=[i]), {**sent, "job_id": str(i)}) for i in (1, 2)]
+    errs(late_of(told[0], told[1]), "no early request was one whose answer must be the same")
+
+
+def paired(job: Exchange, replay: Exchange, kind: str, *scored: Exchange) -> Finding:
+    """One request of this kind beside a greedy one that is as it should be."""
+    return rescored(
+        GREEDY,
+        SAMPLED,
+        kinds=["greedy", kind],
+        exchanges={
+            "jobs": (answered(GREEDY, 0, GREEDY.emitted, 0), job),
+            "replays": (answered(GREEDY, 0, GREEDY.emitted, 1), replay),
+            "scores": (scores(GREEDY), *scored),
+        },
+    )
+
+
+def test_answers_in_one_piece_are_compared() -> None:
+    sent = {"prompt": "p", "temperature": 0.0, "max_tokens": 4}
+    job = in_one_piece("abc", 3, **sent)
+    assert paired(job, job, "whole").verdict == Verdict.PASS
+    found = paired(job, in_one_piece("abd", 3, **sent), "whole")
+    fails(found, "another answer where none is streamed")
+
+
+def test_a_seed_that_the_engine_drew_is_the_replays() -> None:
+    sent = {"prompt": "p", "temperature": 0.9, "max_tokens": 4}
+    job = stream(events(["x"], sent, started={"seed": 77}), {**sent, "job_id": "a"})
+
+    def replay(seed: int) -> Exchange:
+        asked = {**sent, "seed": seed, "job_id": "b"}
+        return stream(events(["x"], asked), asked)
+
+    assert paired(job, replay(77), "sampled").verdict != Verdict.ERROR
+    errs(paired(job, replay(78), "sampled"), "asked the reference for")
+
+
+def test_prompts_of_token_ids_are_scored() -> None:
+    sent = {"prompt_ids": [5, 6], "temperature": 0.0, "max_tokens": 4}
+
+    def told(*ids: int) -> Exchange:
+        return stream(events(["x"] * len(ids), sent, ids=list(ids)), {**sent, "job_id": str(ids)})
+
+    job = Job("ids", [7, 8], [])
+    assert paired(told(7, 8), told(7, 8), "ids", scores(job)).verdict == Verdict.PASS
+    fails(paired(told(7, 8), told(7, 9), "ids", scores(job)), "prompts of token ids")
+    errs(paired(told(7, 8), told(7, 8), "ids"), "1 scores for 2 greedy jobs")

@@ -1,11 +1,13 @@
 """The haiku's judge: an honest attempt passes, and every single lie fails."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from harness.calibration import SHIPPED
 from harness.haiku import few_shot_prompt, haiku_challenge, haiku_request, minute_word
 from harness.judges import JUDGES
 from harness.observation import Exchange, Finding, Observation, Verdict
@@ -16,7 +18,7 @@ AT = datetime(2026, 1, 2, 3, 55, 1, tzinfo=UTC).timestamp()
 ASKED = haiku_challenge(NONCE, 1, 55)
 TEXTS = [f" {ASKED.minute_word}", f" {ASKED.code_word}\n", "warps hum\n"]
 IDS = [5, 6, 7]
-LIMITS = {"total_s": 30.0, "margin_logits": 0.05}
+LIMITS = {"total_s": 30.0}
 
 
 def haiku(at_ms: float, **changed: Any) -> Exchange:
@@ -34,6 +36,10 @@ def scores(ids: list[int], margin: float = 0.0, prompt: tuple[int, ...] = (1, 2)
     return exchange("/score", {"scores": rows}, sent=sent)
 
 
+def reference(device: str) -> Exchange:
+    return exchange(answer={"model_sha256": MODEL, "device": device})
+
+
 def observed(**changed: Any) -> dict[str, Any]:
     health = exchange(answer={"model_sha256": MODEL})
     prompt = few_shot_prompt(ASKED)
@@ -46,7 +52,7 @@ def observed(**changed: Any) -> dict[str, Any]:
         "health": health,
         "metrics_before": metrics(10),
         "metrics_after": metrics(13),
-        "reference_health": health,
+        "reference_health": reference("cpu"),
         "reference_tokenize": exchange("/tokenize", {"ids": [1, 2]}, sent={"text": prompt}),
         "reference_score": scores(IDS),
         "engine_alive_at_rescoring": False,
@@ -69,6 +75,26 @@ def judged(**changed: Any) -> Finding:
 def test_an_honest_haiku_passes() -> None:
     found = judged()
     assert found.verdict == Verdict.PASS, found.message
+
+
+def test_how_far_a_token_may_lie_follows_from_honest_runs_on_its_device() -> None:
+    near = {"reference_score": scores(IDS, margin=0.002)}
+    assert judged(**near).verdict == Verdict.FAIL
+    on_gpu = {"reference_health": reference("cuda:0")}
+    found = judged(**near, **on_gpu)
+    assert (found.verdict, found.numbers["custom_calibration"]) == (Verdict.PASS, False)
+    assert judged(reference_score=scores(IDS, margin=0.06), **on_gpu).verdict == Verdict.FAIL
+    found = judged(reference_health=reference("tpu"))
+    assert (found.verdict, "no honest runs of tpu" in found.message) == (Verdict.ERROR, True)
+
+
+def test_another_calibration_is_used_and_named() -> None:
+    table = json.loads(SHIPPED.read_bytes())
+    table["pairings"]["cpu/cpu"]["worst_margin"] = 0.01
+    found = judged(reference_score=scores(IDS, margin=0.03), calibration=json.dumps(table))
+    assert (found.verdict, found.numbers["custom_calibration"]) == (Verdict.PASS, True)
+    table["pairings"]["cpu/cpu"]["worst_margin"] = 5.0
+    assert judged(calibration=json.dumps(table)).verdict == Verdict.ERROR
 
 
 WORDLESS = ["forty ", "oaks\n", "warps hum\n"]

@@ -286,7 +286,7 @@ def test_an_answer_that_does_not_continue_itself_fails() -> None:
 def rescored(replay: Exchange, kind: str = "greedy", **sent: Any) -> Finding:
     health = exchange("/health", {"model_sha256": "ab", "device": "cpu"})
     named = {"jobs": [completion("a", "b", at_ms=3)], "replays": [replay]}
-    limits = {"min_tokens": 1, "margin_logits": 0.05}
+    limits = {"min_tokens": 1}
     facts = {"kinds": [kind], "model_sha256": "ab"}
     return judged("G4-GENUINE-RESCORE", limits, reference_health=[health], **named, **facts)
 
