@@ -4,8 +4,9 @@
 // the append to the cache happen here. attention_merge joins the splits:  out = Σ o·e^(m-M) / Σ l·e^(m-M).
 // Grid: x over splits of CLUSTER blocks each, y over kv heads' groups of HEADS query heads. A warp takes
 // every WARPS · CLUSTER-th step of 16 keys of the split through its own ring of SLOTS steps, on tensor
-// cores (rows are heads; q and the probabilities in halves, as in prefill). The warps' results are joined
-// in shared memory, the blocks' in distributed shared memory (CLUSTER > 1: sm_90), in order.
+// cores: S = K·qᵀ, O = Vᵀ·P, so that keys and dimensions fill the 16 rows and heads the 8 columns (q and
+// the probabilities in halves, as in prefill). The warps' results are joined in shared memory, the blocks'
+// in distributed shared memory (CLUSTER > 1: sm_90), in order.
 #include "kv_page.cuh"
 
 struct AttentionDecodeArgs {
@@ -49,11 +50,12 @@ INLINE void store_remote(float* at, int rank, float value) {
 
 template <int HD, int HEADS, int PAIRS, int WARPS, int SLOTS, int CLUSTER>
 INLINE void attention_decode(const AttentionDecodeArgs& a) {
-  constexpr int CHUNKS = HD / 8, THREADS = WARPS * 32, STEP = STEP_KEYS * HD, SIZE = HEADS * HD;
+  constexpr int CHUNKS = HD / 8, THREADS = WARPS * 32, STEP = STEP_KEYS * HD, SIZE = HEADS * HD, STRIDE = WARPS * CLUSTER;
   constexpr int SHARE = (SIZE + CLUSTER - 1) / CLUSTER;
   extern __shared__ __align__(128) u8 space[];  // [warp][slot][keys, values][16][HD] halves, then the warps' sums
   __shared__ __align__(16) float q[HEADS][HD];
   __shared__ __align__(16) u16 newest[2][HD];
+  __shared__ float2 rope[HD / 2];
   __shared__ float2 warp_sums[WARPS][HEADS], block_sums[CLUSTER][HEADS];
   __shared__ float block_out[CLUSTER > 1 ? CLUSTER * SHARE : 1];
   const int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31, column = 2 * (lane & 3), row = lane >> 2;
@@ -70,11 +72,14 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
   if (CLUSTER > 1) cluster_arrive();  // the others' shared memory may be written once all have started
   const int steps = (end - begin + STEP_KEYS - 1) / STEP_KEYS, first_step = rank * WARPS + warp;
   u16* ring = (u16*)space + warp * SLOTS * 2 * STEP;
+  auto page_of = [&](int step) { return step < steps ? __ldcg(a.cache.pages + (begin + step * STEP_KEYS) / PAGE) : 0; };
+  u64 page = page_of(first_step);  // of the step to fetch next, asked for a step ahead
   auto fetch = [&](int step, int slot) {
+    const u64 next_page = page_of(step + STRIDE);
     if (step < steps) {
       const int key = begin + step * STEP_KEYS;
-      const u16* from_k = kv_tile(a.cache, key, 0, kv_head) + key % PAGE * HD;
-      const u16* from_v = kv_tile(a.cache, key, 1, kv_head) + key % PAGE * HD;
+      const u16* from_k = kv_tile(a.cache, page, 0, kv_head) + key % PAGE * HD;
+      const u16* from_v = kv_tile(a.cache, page, 1, kv_head) + key % PAGE * HD;
       u16* to = ring + slot * 2 * STEP;
 #pragma unroll
       for (int n = 0; n < CHUNKS / 2; n++) {
@@ -84,18 +89,21 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
       }
     }
     copy_commit();
+    page = next_page;
   };
 #pragma unroll
-  for (int s = 0; s < SLOTS; s++) fetch(first_step + s * WARPS * CLUSTER, s);  // earlier tokens' keys are complete
-  const float2* table = a.table + (u64)position * a.n_pairs;
+  for (int s = 0; s < SLOTS; s++) fetch(first_step + s * STRIDE, s);  // earlier tokens' keys are complete
+  if (PAIRS != NO_ROPE)
+    for (int i = thread; i < a.n_pairs; i += THREADS) rope[i] = __ldg(a.table + (u64)position * a.n_pairs + i);
+  __syncthreads();
   wait_for_previous_kernel();
   release_next_kernel();
 #pragma unroll
-  for (int i = thread; i < SIZE; i += THREADS) q[i / HD][i % HD] = rotated<PAIRS>(a.q + (first_head + i / HD) * HD, i % HD, table, a.n_pairs) * a.scale;
+  for (int i = thread; i < SIZE; i += THREADS) q[i / HD][i % HD] = rotated<PAIRS>(a.q + (first_head + i / HD) * HD, i % HD, rope, a.n_pairs) * a.scale;
   if (end == position + 1)
 #pragma unroll
     for (int d = thread; d < HD; d += THREADS) {
-      newest[0][d] = float_to_half(rotated<PAIRS>(a.k + kv_head * HD, d, table, a.n_pairs));
+      newest[0][d] = float_to_half(rotated<PAIRS>(a.k + kv_head * HD, d, rope, a.n_pairs));
       newest[1][d] = float_to_half(__ldcg(a.v + kv_head * HD + d));
       if (rank == 0 && blockIdx.y % a.groups == 0) {
         kv_tile(a.cache, position, 0, kv_head)[position % PAGE * HD + d] = newest[0][d];
@@ -103,22 +111,21 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
       }
     }
   __syncthreads();
-  u32 fq[HD / 16][4];
+  u32 fq[HD / 16][2];
 #pragma unroll
   for (int kk = 0; kk < HD / 16; kk++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const float2 v = row < HEADS ? *(const float2*)&q[row < HEADS ? row : 0][kk * 16 + half * 8 + column] : make_float2(0, 0);
-      fq[kk][2 * half] = floats_to_half2(v.x, v.y);
-      fq[kk][2 * half + 1] = 0;  // rows 8..15 are empty
+      fq[kk][half] = floats_to_half2(v.x, v.y);
     }
-  float acc[CHUNKS][4], best = NEGATIVE_INFINITY, sum = 0;
+  float acc[HD / 16][4], best[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, sum[2] = {0, 0};  // of heads column, column + 1
 #pragma unroll
-  for (int j = 0; j < CHUNKS; j++)
+  for (int j = 0; j < HD / 16; j++)
 #pragma unroll
     for (int c = 0; c < 4; c++) acc[j][c] = 0;
 
-  for (int step = first_step, n = 0; step < steps; step += WARPS * CLUSTER, n++) {
+  for (int step = first_step, n = 0; step < steps; step += STRIDE, n++) {
     copy_wait<SLOTS - 1>();
     __syncwarp();
     const int key = begin + step * STEP_KEYS, slot = n % SLOTS;
@@ -130,59 +137,56 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
       else if (lane < 2 * CHUNKS) *(uint4*)(values + r * HD + swizzled_chunk<CHUNKS>(r, lane - CHUNKS) * 8) = *(const uint4*)&newest[1][(lane - CHUNKS) * 8];
       __syncwarp();
     }
-    float s[2][4];
-#pragma unroll
-    for (int j = 0; j < 2; j++)
-#pragma unroll
-      for (int c = 0; c < 4; c++) s[j][c] = 0;
-    const int key_row = (lane & 7) + ((lane >> 4) << 3);
+    float s[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};  // keys row and row + 8 by heads column and column + 1
 #pragma unroll
     for (int kk = 0; kk < HD / 16; kk++) {
       u32 fk[4];
-      load_matrix4(fk, shared_address(keys + key_row * HD + swizzled_chunk<CHUNKS>(key_row, kk * 2 + (lane >> 3 & 1)) * 8));
-      mma16816(s[0], fq[kk], fk[0], fk[1]);
-      mma16816(s[1], fq[kk], fk[2], fk[3]);
+      load_matrix4(fk, shared_address(keys + (lane & 15) * HD + swizzled_chunk<CHUNKS>(lane & 15, kk * 2 + (lane >> 4)) * 8));
+      mma16816(kk % 2 ? odd : s, fk, fq[kk][0], fq[kk][1]);
     }
-    float now = best;
-    bool visible[2][2];
+    const int at = key + row;
+    const bool low = at < end && (a.window <= 0 || at > position - a.window);
+    const bool high = at + 8 < end && (a.window <= 0 || at + 8 > position - a.window);
+    float shrink[2];
 #pragma unroll
-    for (int j = 0; j < 2; j++)
+    for (int h = 0; h < 2; h++) {
+      s[h] += odd[h], s[h + 2] += odd[h + 2];
+      float now = best[h];
+      if (low) now = fmaxf(now, s[h]);
+      if (high) now = fmaxf(now, s[h + 2]);
 #pragma unroll
-      for (int c = 0; c < 2; c++) {
-        const int at = key + j * 8 + column + c;
-        visible[j][c] = at < end && (a.window <= 0 || at > position - a.window);
-        if (visible[j][c]) now = fmaxf(now, s[j][c]);
-      }
-    now = fmaxf(now, __shfl_xor_sync(~0u, now, 1));
-    now = fmaxf(now, __shfl_xor_sync(~0u, now, 2));
-    const float shrink = __expf(best - now);
-    best = now, sum *= shrink;
+      for (int o = 4; o <= 16; o <<= 1) now = fmaxf(now, __shfl_xor_sync(~0u, now, o));
+      shrink[h] = __expf(best[h] - now);
+      s[h] = low ? __expf(s[h] - now) : 0.f, s[h + 2] = high ? __expf(s[h + 2] - now) : 0.f;
+      sum[h] = sum[h] * shrink[h] + s[h] + s[h + 2];
+      best[h] = now;
+    }
+    const u32 p0 = transposed_matrix(floats_to_half2(s[0], s[1])), p1 = transposed_matrix(floats_to_half2(s[2], s[3]));
+    const int value_row = (lane & 7) + ((lane >> 4) << 3);
 #pragma unroll
-    for (int j = 0; j < 2; j++)
-#pragma unroll
-      for (int c = 0; c < 2; c++) sum += s[j][c] = visible[j][c] ? __expf(s[j][c] - now) : 0.f;
-    const u32 p[4] = {floats_to_half2(s[0][0], s[0][1]), 0, floats_to_half2(s[1][0], s[1][1]), 0};
-#pragma unroll
-    for (int j = 0; j < CHUNKS; j++) acc[j][0] *= shrink, acc[j][1] *= shrink;
-#pragma unroll
-    for (int j = 0; j < CHUNKS / 2; j++) {
+    for (int j = 0; j < HD / 16; j++) {
       u32 fv[4];
-      load_matrix4_transposed(fv, shared_address(values + (lane & 15) * HD + swizzled_chunk<CHUNKS>(lane & 15, j * 2 + (lane >> 4)) * 8));
-      mma16816(acc[2 * j], p, fv[0], fv[1]);
-      mma16816(acc[2 * j + 1], p, fv[2], fv[3]);
+      load_matrix4_transposed(fv, shared_address(values + value_row * HD + swizzled_chunk<CHUNKS>(value_row, j * 2 + (lane >> 3 & 1)) * 8));
+#pragma unroll
+      for (int c = 0; c < 4; c++) acc[j][c] *= shrink[c & 1];
+      mma16816(acc[j], fv, p0, p1);
     }
     __syncwarp();
-    fetch(step + SLOTS * WARPS * CLUSTER, slot);
+    fetch(step + SLOTS * STRIDE, slot);
   }
-  sum += __shfl_xor_sync(~0u, sum, 1);
-  sum += __shfl_xor_sync(~0u, sum, 2);
+#pragma unroll
+  for (int h = 0; h < 2; h++)
+#pragma unroll
+    for (int o = 4; o <= 16; o <<= 1) sum[h] += __shfl_xor_sync(~0u, sum[h], o);
   copy_wait<0>();
   __syncthreads();
   float* partial = (float*)space;  // [warp][HEADS][HD]
-  if (row < HEADS) {
 #pragma unroll
-    for (int j = 0; j < CHUNKS; j++) *(float2*)(partial + (warp * HEADS + row) * HD + j * 8 + column) = make_float2(acc[j][0], acc[j][1]);
-    if (column == 0) warp_sums[warp][row] = make_float2(best, sum);
+  for (int h = 0; h < 2; h++) {
+    if (column + h >= HEADS) continue;
+#pragma unroll
+    for (int j = 0; j < CHUNKS; j++) partial[(warp * HEADS + column + h) * HD + j * 8 + row] = acc[j / 2][j % 2 * 2 + h];
+    if (row == 0) warp_sums[warp][column + h] = make_float2(best[h], sum[h]);
   }
   __syncthreads();
   if (CLUSTER > 1) cluster_wait();

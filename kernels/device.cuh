@@ -96,7 +96,9 @@ INLINE float block_sum(float v, float* scratch) {
 INLINE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 // --- programmatic dependent launch: the next kernel's blocks may start once all have called `release`.
-// Every kernel releases after its own wait, so whatever two kernels ago wrote is complete at entry.
+// Before its wait a kernel reads what no kernel of the step writes (weights, the position, earlier tokens'
+// keys). Where it reads more (gemv.cu: EXPERT_OUT), the kernel before releases only after its own wait, so
+// that whatever two kernels ago wrote is complete at entry. Others may release first.
 INLINE void wait_for_previous_kernel() {
 #if HAS_BULK_COPY
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -122,6 +124,12 @@ INLINE void load_matrix4(u32* r, u32 address) {
 }
 INLINE void load_matrix4_transposed(u32* r, u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
+}
+// An 8x8 matrix of halves, two a thread as in a fragment, turned over its diagonal.
+INLINE u32 transposed_matrix(u32 m) {
+  u32 d;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(m));
+  return d;
 }
 INLINE void mma16816(float* c, const u32* a, u32 b0, u32 b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"

@@ -9,9 +9,9 @@
 // stages the activation (activation.cuh) itself. Tile t goes to block t % grid, warp t / grid % WARPS.
 // The sum of a row has one order whatever R, WARPS, SLOTS and the grid are.
 // Variants are named gemv<type of segments 0 and 1, of segment 2, K, R, WARPS, SLOTS, prologue, epilogue,
-// experts, chosen>; the launcher writes one entry for each that a model needs.
+// experts, chosen, evict first>; the launcher writes one entry for each that a model needs.
 #include "activation.cuh"
-#include "split.cuh"
+#include "kv_page.cuh"
 #include "stream.cuh"
 
 enum Prologue { PLAIN, NORM, ATTENTION, EXPERT_IN, EXPERT_OUT_PRO };
@@ -37,6 +37,7 @@ struct GemvArgs {
   int rows[3];
   int head_dim, window, least_keys, n_partials, router_width, real_k;
   float eps;
+  KvAhead ahead;             // PLAIN, ADD without experts
 };
 
 constexpr int MAX_SPLITS = 8;  // of attention merged in a prologue
@@ -76,10 +77,8 @@ INLINE void choose_experts(const GemvArgs& a, float* scratch, int* chosen, float
 }
 
 // Four consecutive columns of the merged attention output.
-INLINE float4 merged_attention(const GemvArgs& a, int column) {
-  const int head = column / a.head_dim, d = column % a.head_dim, position = __ldcg(a.position);
-  const int n_keys = position + 1 - first_page_key(position, a.window);
-  const int n_splits = (n_keys - 1) / keys_a_split(n_keys, MAX_SPLITS, a.least_keys) + 1;
+INLINE float4 merged_attention(const GemvArgs& a, int n_splits, int column) {
+  const int head = column / a.head_dim, d = column % a.head_dim;
   const float sink = a.sinks ? __ldg(a.sinks + head) : NEGATIVE_INFINITY;
   float2 ms[MAX_SPLITS];
   float4 o[MAX_SPLITS], v = make_float4(0, 0, 0, 0);
@@ -113,7 +112,7 @@ INLINE float gated(float gate, float up) {
   return gate / (1.f + __expf(-1.702f * gate)) * (up + 1.f);
 }
 
-template <int TA, int TB, int REAL_K, int R, int WARPS, int SLOTS, int PROLOGUE, int EPILOGUE, int EXPERTS, int CHOSEN>
+template <int TA, int TB, int REAL_K, int R, int WARPS, int SLOTS, int PROLOGUE, int EPILOGUE, int EXPERTS, int CHOSEN, bool EVICT_FIRST>
 INLINE void gemv(const GemvArgs& a) {
   constexpr int K = (REAL_K + 31) / 32 * 32, THREADS = WARPS * 32;
   constexpr int BYTES_A = tile_bytes(TA, R, K), BYTES_B = tile_bytes(TB, R, K), SLOT = BYTES_A > BYTES_B ? BYTES_A : BYTES_B;
@@ -133,7 +132,7 @@ INLINE void gemv(const GemvArgs& a) {
   const int block = blockIdx.x / SHARES, blocks = gridDim.x / SHARES, stride = WARPS * blocks;
   const int first = w * blocks + block, n_tiles = a.tile_end[2];
   const int expert_tiles = n_tiles / (PROLOGUE == EXPERT_IN ? CHOSEN : 1);
-  TileStream<SLOTS, SLOT> stream(shared + w * SLOTS * SLOT, barriers + w * SLOTS);
+  TileStream<SLOTS, SLOT, EVICT_FIRST> stream(shared + w * SLOTS * SLOT, barriers + w * SLOTS);
 
   auto fetch = [&](int t, int s) {
     const bool valid = t < n_tiles;
@@ -161,8 +160,14 @@ INLINE void gemv(const GemvArgs& a) {
       const int t = threadIdx.x + i * THREADS;
       gain[i] = 4 * t < REAL_K ? __ldg((const float4*)a.norm_weight + t) : make_float4(0, 0, 0, 0);
     }
+  int n_splits = 0;
+  if (PROLOGUE == ATTENTION) {
+    const int position = __ldcg(a.position), n_keys = position + 1 - first_page_key(position, a.window);
+    n_splits = (n_keys - 1) / keys_a_split(n_keys, MAX_SPLITS, a.least_keys) + 1;
+  }
+  if (CHOSEN == 0) release_next_kernel();
   wait_for_previous_kernel();
-  release_next_kernel();
+  if (CHOSEN > 0) release_next_kernel();
 
   float4 v[ITEMS];
 #pragma unroll
@@ -170,7 +175,7 @@ INLINE void gemv(const GemvArgs& a) {
     const int t = threadIdx.x + i * THREADS;
     v[i] = make_float4(0, 0, 0, 0);
     if (4 * t < REAL_K) {
-      if (PROLOGUE == ATTENTION) v[i] = merged_attention(a, 4 * t);
+      if (PROLOGUE == ATTENTION) v[i] = merged_attention(a, n_splits, 4 * t);
       else v[i] = __ldcg((const float4*)(a.x + (u64)slot * REAL_K) + t);
       if (PROLOGUE == NORM && CHOSEN > 0 && a.pending)
 #pragma unroll
@@ -211,6 +216,9 @@ INLINE void gemv(const GemvArgs& a) {
     for (int i = 0; i < WARPS; i++) squares += warp_squares[i];
     factor = rsqrtf(squares / REAL_K + a.eps);
   }
+
+  if (PROLOGUE == PLAIN && EPILOGUE == ADD && CHOSEN == 0)
+    if (w == WARPS - 1 && a.ahead.position) bring_ahead(a.ahead);
 
   float router_sum = 0, row_squares = 0, best = NEGATIVE_INFINITY;
   int best_row = 0x7fffffff, n = 0;

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kernels.arrays import DeviceArray, require
+from kernels.attention import AttentionShape, KvPages
 from kernels.context import DeviceLimits, Kernel, Launcher
 from kernels.driver import LaunchShape
 from kernels.errors import KernelArgumentError
 from kernels.matrix import PackedMatrix, padded_width, tile_bytes, tile_format
-from kernels.structure import FLOAT, INT, POINTER, U64, fields
+from kernels.structure import FLOAT, INT, POINTER, U64, KvCacheStructure, fields
 
 Prologue = Literal["PLAIN", "NORM", "ATTENTION", "EXPERT_IN", "EXPERT_OUT_PRO"]
 GemvEpilogue = Literal["STORE", "ADD", "ADD_ROUTE", "SILU", "CLAMPED", "EXPERT_OUT", "LOGITS"]
@@ -17,6 +18,17 @@ MERGED_SPLITS = 8
 ROUTER_LANES = 32
 _MAX_WARPS = 24
 _TILE_TARGET_BYTES = 4096
+_MOST_AHEAD_CHUNKS = 26 << 8
+
+
+class KvAheadStructure(ctypes.Structure):
+    """kv_page.cuh: KvAhead."""
+
+    _fields_ = [
+        ("cache", KvCacheStructure),
+        *fields(POINTER, "position"),
+        *fields(INT, "window most_chunks"),
+    ]
 
 
 class GemvArguments(ctypes.Structure):
@@ -33,6 +45,7 @@ class GemvArguments(ctypes.Structure):
         ("rows", INT * 3),
         *fields(INT, "head_dim window least_keys n_partials router_width real_k"),
         *fields(FLOAT, "eps"),
+        ("ahead", KvAheadStructure),
     ]
 
 
@@ -40,13 +53,15 @@ class GemvArguments(ctypes.Structure):
 class GemvTuning:
     """Rows a tile, warps a block, ring slots a warp.
 
-    `least_shared_bytes` over half of a multiprocessor's keeps two blocks of one launch off it.
+    `least_shared_bytes` over half of a multiprocessor's keeps two blocks of one launch off it;
+    `evict_first` keeps L2 for keys and activations instead of weights.
     """
 
     tile_rows: int
     warps: int
     slots: int
     least_shared_bytes: int = 0
+    evict_first: bool = False
 
 
 TUNED_SHARED_BYTES = 227 << 10
@@ -59,16 +74,17 @@ TUNED = {
     ("Q4_K", 896, 4864): GemvTuning(1, 16, 1),
     ("Q6_K", 896, 4864): GemvTuning(1, 20, 1),
     ("Q8_0", 151936, 896): GemvTuning(4, 16, 1),
-    ("Q5_K", 9216, 3072): GemvTuning(2, 12, 2, _OVER_HALF),
-    ("Q4_K", 3072, 3072): GemvTuning(4, 24, 1, _OVER_HALF),
-    ("Q4_K", 16384, 3072): GemvTuning(4, 20, 1, _OVER_HALF),
-    ("Q6_K", 3072, 8192): GemvTuning(1, 24, 1, _OVER_HALF),
-    ("Q6_K", 32064, 3072): GemvTuning(2, 16, 1, _OVER_HALF),
-    ("Q8_0", 5120, 2880): GemvTuning(4, 14, 1),
-    ("Q8_0", 2880, 4096): GemvTuning(2, 20, 1, _OVER_HALF),
-    ("MXFP4", 23040, 2880): GemvTuning(2, 16, 2, _OVER_HALF),
-    ("MXFP4", 11520, 2880): GemvTuning(2, 16, 2),
-    ("Q8_0", 201088, 2880): GemvTuning(1, 24, 2, _OVER_HALF),
+    ("Q5_K", 9216, 3072): GemvTuning(2, 12, 2, _OVER_HALF, evict_first=True),
+    ("Q4_K", 3072, 3072): GemvTuning(4, 24, 1, _OVER_HALF, evict_first=True),
+    ("Q4_K", 16384, 3072): GemvTuning(4, 16, 1, _OVER_HALF, evict_first=True),
+    ("Q4_K", 3072, 8192): GemvTuning(1, 24, 1, evict_first=True),
+    ("Q6_K", 3072, 8192): GemvTuning(1, 24, 1, _OVER_HALF, evict_first=True),
+    ("Q6_K", 32064, 3072): GemvTuning(2, 16, 1, _OVER_HALF, evict_first=True),
+    ("Q8_0", 5120, 2880): GemvTuning(4, 14, 1, evict_first=True),
+    ("Q8_0", 2880, 4096): GemvTuning(2, 20, 1, _OVER_HALF, evict_first=True),
+    ("MXFP4", 23040, 2880): GemvTuning(2, 16, 2, _OVER_HALF, evict_first=True),
+    ("MXFP4", 11520, 2880): GemvTuning(2, 16, 2, evict_first=True),
+    ("Q8_0", 201088, 2880): GemvTuning(1, 24, 2, _OVER_HALF, evict_first=True),
 }
 """Best of a random search over whole decode steps on an H200, by (type, rows of a launch, k)."""
 
@@ -150,6 +166,22 @@ class SplitInput:
 
 
 @dataclass(frozen=True)
+class KeysAhead:
+    """What the next attention will read at `position` i32[1]: brought to L2 on sm_90 and later."""
+
+    cache: KvPages
+    shape: AttentionShape
+    position: DeviceArray
+
+    def structure(self) -> KvAheadStructure:
+        """The kernel's view; raises KernelArgumentError."""
+        return KvAheadStructure(
+            self.cache.structure(self.shape), require("position", self.position, "i32", (1,)),
+            self.shape.window, _MOST_AHEAD_CHUNKS,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ExpertChoice:
     """Routing inside the kernel: partial router logits f32[n_partials · 33], bias f32[32]."""
 
@@ -165,7 +197,8 @@ class Gemv:
     """One fused linear of one token.
 
     `router` f32[rows, 32] (norm weight folded in) with `partials` f32[grid · 33] is for the
-    ADD_ROUTE epilogue, `best` (f32[grid], i32[grid]) for LOGITS. `chosen` experts: 0 without any.
+    ADD_ROUTE epilogue, `best` (f32[grid], i32[grid]) for LOGITS, `ahead` for PLAIN with ADD.
+    `chosen` experts: 0 without any.
     """
 
     segments: tuple[Segment, ...]
@@ -180,6 +213,7 @@ class Gemv:
     router: DeviceArray | None = None
     partials: DeviceArray | None = None
     best: tuple[DeviceArray, DeviceArray] | None = None
+    ahead: KeysAhead | None = None
     chosen: int = 0
     kernel: Kernel = field(init=False)
 
@@ -240,6 +274,8 @@ class Gemv:
                 raise KernelArgumentError(
                     f"{self.prologue} {self.epilogue}: {name} is {'missing' if needed else 'extra'}"
                 )
+        if self.ahead and (self.prologue, self.epilogue, self.chosen) != ("PLAIN", "ADD", 0):
+            raise KernelArgumentError(f"{self.prologue} {self.epilogue}: ahead is extra")
         if self.norm:
             require("norm.weight", self.norm.weight, "f32", (width,))
         if self.pending:
@@ -263,7 +299,7 @@ class Gemv:
         last = self.segments[2].matrix.type if len(self.segments) == 3 else m.type
         parameters = (
             m.type, last, m.k, t.tile_rows, t.warps, t.slots,
-            self.prologue, self.epilogue, m.n_experts, self.chosen,
+            self.prologue, self.epilogue, m.n_experts, self.chosen, int(t.evict_first),
         )  # fmt: skip
         entry = "gemv_" + "_".join(str(p) for p in parameters)
         code = (
@@ -299,6 +335,8 @@ class Gemv:
             a.partials, a.n_partials = self.choice.partials.pointer, self.choice.n_partials
             a.router_bias, a.eps = self.choice.bias.pointer, self.choice.eps
             a.router_width = self.choice.width
+        if self.ahead:
+            a.ahead = self.ahead.structure()
         if self.pending:
             a.pending = self.pending.pointer
         if self.router and self.partials:

@@ -11,8 +11,30 @@ struct KvCache {
   int n_kv_heads, head_dim;
 };
 
-INLINE u16* kv_tile(const KvCache& c, int position, int value, int head) {
-  return (u16*)(__ldcg(c.pages + position / PAGE) + c.layer_offset) + (u64)(value * c.n_kv_heads + head) * PAGE * c.head_dim;
+INLINE u16* kv_tile(const KvCache& c, u64 page, int value, int head) {
+  return (u16*)(page + c.layer_offset) + (u64)(value * c.n_kv_heads + head) * PAGE * c.head_dim;
+}
+INLINE u16* kv_tile(const KvCache& c, int position, int value, int head) { return kv_tile(c, __ldcg(c.pages + position / PAGE), value, head); }
+
+// Keys and values that the next attention will read: a kernel with the memory idle brings them to L2.
+struct KvAhead {
+  KvCache cache;
+  const int* position;   // null: nothing to bring
+  int window, most_chunks;
+};
+constexpr u32 AHEAD_BYTES = 4096;  // divides a layer's part of any page
+
+// One warp of each block asks for the block's chunks, in all seven eighths of what the position sees.
+INLINE void bring_ahead(const KvAhead& a) {
+#if HAS_BULK_COPY
+  const int position = __ldcg(a.position), first_page = first_page_key(position, a.window) / PAGE;
+  const u32 page_chunks = 4 * a.cache.n_kv_heads * PAGE * a.cache.head_dim / AHEAD_BYTES;
+  const u32 end = min((u32)(position / PAGE + 1 - first_page) * page_chunks, (u32)a.most_chunks) * 7 / 8;
+  for (u32 i = blockIdx.x + gridDim.x * (threadIdx.x & 31); i < end; i += gridDim.x * 32) {
+    const u64 from = __ldcg(a.cache.pages + first_page + i / page_chunks) + a.cache.layer_offset + i % page_chunks * AHEAD_BYTES;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(AHEAD_BYTES) : "memory");
+  }
+#endif
 }
 
 enum { NO_ROPE, ADJACENT, HALF };
@@ -25,6 +47,6 @@ INLINE float rotated(const float* row, int d, const float2* table, int n_pairs) 
   const bool first = PAIRS == ADJACENT ? !(d & 1) : d < n_pairs;
   const int pair = PAIRS == ADJACENT ? d >> 1 : first ? d : d - n_pairs;
   const float other = __ldcg(row + (PAIRS == ADJACENT ? d ^ 1 : first ? d + n_pairs : d - n_pairs));
-  const float2 cs = __ldg(table + pair);
+  const float2 cs = table[pair];
   return first ? x * cs.x - other * cs.y : x * cs.x + other * cs.y;
 }

@@ -1,9 +1,10 @@
 // A warp's private stream of weight tiles into its ring of SLOTS shared-memory slots: the bulk copy
 // engine on sm_90 and later (one lane asks, an mbarrier counts the bytes), cp.async before that.
+// EVICT_FIRST: the tiles are the first to leave L2, where keys and activations stay (bulk copies only).
 #pragma once
 #include "device.cuh"
 
-template <int SLOTS, int SLOT_BYTES>
+template <int SLOTS, int SLOT_BYTES, bool EVICT_FIRST>
 struct TileStream {
   u8* ring;
   u32 barriers;
@@ -26,9 +27,15 @@ struct TileStream {
     if (lane == 0 && valid) {
       const u32 barrier = barriers + 8 * slot;
       asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(ring + slot * SLOT_BYTES)),
-                   "l"(from), "r"(bytes), "r"(barrier)
-                   : "memory");
+      const u32 to = shared_address(ring + slot * SLOT_BYTES);
+      if (EVICT_FIRST) {
+        u64 policy;
+        asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+                     : "memory");
+      } else {
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+      }
     }
 #else
     if (valid)

@@ -18,13 +18,13 @@ from kernels.gemm import FewTuning, FewVariant, GemmVariant
 from kernels.matrix import TILE_FORMATS
 
 _GEMV_BRANCHES = (
-    ("Q8_0", "Q8_0", 512, 2, 4, 1, "ATTENTION", "ADD_ROUTE", 1, 4),
-    ("Q8_0", "Q8_0", 512, 2, 4, 1, "ATTENTION", "ADD", 1, 0),
-    ("MXFP4", "MXFP4", 512, 2, 4, 2, "EXPERT_IN", "CLAMPED", 32, 4),
-    ("MXFP4", "MXFP4", 512, 2, 4, 2, "EXPERT_OUT_PRO", "EXPERT_OUT", 32, 4),
-    ("Q4_K", "Q6_K", 512, 1, 4, 2, "NORM", "STORE", 1, 0),
-    ("Q4_K", "Q4_K", 512, 4, 4, 2, "NORM", "SILU", 1, 0),
-    ("Q8_0", "Q8_0", 512, 1, 4, 4, "NORM", "LOGITS", 1, 0),
+    ("Q8_0", "Q8_0", 512, 2, 4, 1, "ATTENTION", "ADD_ROUTE", 1, 4, 0),
+    ("Q8_0", "Q8_0", 512, 2, 4, 1, "ATTENTION", "ADD", 1, 0, 0),
+    ("MXFP4", "MXFP4", 512, 2, 4, 2, "EXPERT_IN", "CLAMPED", 32, 4, 0),
+    ("MXFP4", "MXFP4", 512, 2, 4, 2, "EXPERT_OUT_PRO", "EXPERT_OUT", 32, 4, 0),
+    ("Q4_K", "Q6_K", 512, 1, 4, 2, "NORM", "STORE", 1, 0, 0),
+    ("Q4_K", "Q4_K", 512, 4, 4, 2, "NORM", "SILU", 1, 0, 0),
+    ("Q8_0", "Q8_0", 512, 1, 4, 4, "NORM", "LOGITS", 1, 0, 1),
 )
 
 
@@ -36,7 +36,7 @@ def gemv_entry(parameters: tuple[object, ...]) -> str:
 
 
 def _gemv_entries() -> tuple[str, ...]:
-    plain = [(t, t, 512, 2, 4, 2, "PLAIN", "ADD", 1, 0) for t in TILE_FORMATS]
+    plain = [(t, t, 512, 2, 4, 2, "PLAIN", "ADD", 1, 0, 0) for t in TILE_FORMATS]
     return tuple(gemv_entry(p) for p in (*plain, *_GEMV_BRANCHES))
 
 

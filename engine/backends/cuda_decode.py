@@ -1,10 +1,7 @@
-"""One token through the program: fused GEMV steps, captured as a CUDA graph a context bucket.
-
-How attention is split is a function of the position alone, so results depend on nothing else.
-"""
+"""One token through the program: fused GEMV steps, captured as a CUDA graph a context bucket."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.backends.cuda_buffers import Buffers
@@ -18,26 +15,25 @@ from engine.backends.cuda_model import (
     BoundNorm,
 )
 from engine.backends.cuda_prefill import GATED_EPILOGUE, Chunk, ChunkExecutor
+from engine.backends.cuda_splitting import Bucket, bucket_of, most_keys, splitting
 from engine.errors import InternalError
 from engine.program import Value
 from kernels.arrays import DeviceArray
 from kernels.attention import (
-    PAGE_TOKENS,
     AttentionLayer,
-    AttentionShape,
-    DecodeTuning,
     Projections,
     Splits,
     attention_decode,
     attention_merge,
 )
-from kernels.context import DeviceLimits, KernelContext
+from kernels.context import KernelContext
 from kernels.gemv import (
     MERGED_SPLITS,
     ROUTER_LANES,
     ExpertChoice,
     Gemv,
     GemvEpilogue,
+    KeysAhead,
     NormInput,
     Segment,
     SplitInput,
@@ -46,84 +42,6 @@ from kernels.gemv import (
 from kernels.moe import combine
 
 _MAX_CHOSEN = 8
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Positions below `limit` share one graph: the same splits and the same tuning of attention."""
-
-    limit: int
-
-
-BUCKETS = (Bucket(128), Bucket(512), Bucket(1 << 24))
-
-
-def bucket_of(position: int) -> int:
-    """The index of the bucket that a position falls into."""
-    return next(i for i, bucket in enumerate(BUCKETS) if position < bucket.limit)
-
-
-@dataclass(frozen=True)
-class Splitting:
-    """How decode attention is split: at most `most` splits of at least `least_keys` keys."""
-
-    most: int
-    least_keys: int
-    tuning: DecodeTuning
-
-    def splits_of(self, n_keys: int) -> int:
-        """The most splits that up to `n_keys` keys make."""
-        return min(self.most, -(-n_keys // self.least_keys))
-
-
-_TUNED = (
-    (
-        8,
-        Splitting(MERGED_SPLITS, 128, DecodeTuning(8, 1)),
-        Splitting(MERGED_SPLITS, 128, DecodeTuning(8, 1)),
-        Splitting(MERGED_SPLITS, 1040, DecodeTuning(8, 2, 8)),
-    ),
-    (
-        32,
-        Splitting(MERGED_SPLITS, 256, DecodeTuning(16, 1)),
-        Splitting(MERGED_SPLITS, 256, DecodeTuning(16, 1)),
-        Splitting(MERGED_SPLITS, 64, DecodeTuning(4, 2, 4)),
-    ),
-    (
-        1 << 16,
-        Splitting(MERGED_SPLITS, 64, DecodeTuning(4, 1)),
-        Splitting(MERGED_SPLITS, 128, DecodeTuning(8, 1)),
-        Splitting(MERGED_SPLITS, 1056, DecodeTuning(4, 2, 4)),
-    ),
-)
-"""For layers of fewer groups of heads than the number: up to 128 keys, up to 512, more.
-
-The best of those tried over whole decode steps on an H200 (Qwen2.5-0.5B, GPT-OSS, Phi-3-mini).
-"""
-_WITHOUT_CLUSTERS = Splitting(64, 64, DecodeTuning(4, 2))
-_STATIC_BYTES = 12 << 10
-
-
-def most_keys(shape: AttentionShape, bucket: Bucket) -> int:
-    """The most keys that a position of the bucket sees, from a whole page on."""
-    return min(bucket.limit, shape.window + PAGE_TOKENS - 1) if shape.window else bucket.limit
-
-
-def splitting(shape: AttentionShape, bucket: Bucket, limits: DeviceLimits) -> Splitting:
-    """How a layer attends in a bucket.
-
-    A few short splits take one block each. Many keys are shared by clusters of blocks, or without
-    clusters by more splits and a launch that merges them.
-    """
-    groups, n_keys = shape.n_heads // shape.heads_a_block, most_keys(shape, bucket)
-    _, *tuned = next(row for row in _TUNED if groups < row[0])
-    found = tuned[0 if n_keys <= BUCKETS[0].limit else 1 if n_keys <= BUCKETS[1].limit else 2]
-    if found.tuning.cluster > 1 and not limits.has_clusters:
-        found = _WITHOUT_CLUSTERS
-    tuning = found.tuning
-    while tuning.shared_bytes(shape.head_dim) + _STATIC_BYTES > limits.shared_bytes:
-        tuning = replace(tuning, warps=tuning.warps // 2)
-    return replace(found, tuning=tuning)
 
 
 @dataclass
@@ -140,6 +58,7 @@ class DecodeBuilder:
     shared: dict[str, DeviceArray]
     launches: list[Callable[[], None]] = field(default_factory=list)
     _last: Gemv | None = None
+    _coming: BoundAttention | None = None
     _pending: dict[int, DeviceArray] = field(default_factory=dict)
     _split: dict[int, SplitInput] = field(default_factory=dict)
     _partial: dict[int, DeviceArray] = field(default_factory=dict)
@@ -156,6 +75,7 @@ class DecodeBuilder:
         """The launches of these steps."""
         for i, bound in enumerate(steps):
             following = steps[i + 1] if i + 1 < len(steps) else None
+            self._coming = next((b for b in steps[i + 1 :] if isinstance(b, BoundAttention)), None)
             match bound:
                 case BoundLinear():
                     self._linear(bound, following)
@@ -248,9 +168,17 @@ class DecodeBuilder:
                 pending=pending,
                 router=routed.folded_router if routed else None,
                 partials=self._partials() if routed else None,
+                ahead=None if split or routed or pending else self._ahead(),
                 chosen=chosen,
             )
         )
+
+    def _ahead(self) -> KeysAhead | None:
+        """What the next layer's attention reads; the end of a layer leaves the memory idle."""
+        if self._coming is None:
+            return None
+        pages = self.chunk.pages(self._coming.step.op.layer)
+        return KeysAhead(pages, self._coming.shape, self.chunk.position)
 
     def _partials(self) -> DeviceArray:
         return self.array("partials", (self.context.limits.n_multiprocessors * (ROUTER_LANES + 1),))

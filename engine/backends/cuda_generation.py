@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from engine.backends import Checkpoint
-from engine.backends.cuda_decode import BUCKETS, DecodeBuilder, DecodeGraphs, bucket_of
+from engine.backends.cuda_decode import DecodeBuilder, DecodeGraphs
 from engine.backends.cuda_kv import CudaSequence
 from engine.backends.cuda_memory import DevicePool
 from engine.backends.cuda_model import Bound, BoundModel
 from engine.backends.cuda_prefill import Chunk
+from engine.backends.cuda_splitting import BUCKETS, bucket_of
 from engine.backends.cuda_workspace import Workspace
 from engine.errors import OutOfMemory
 from engine.sampler import SampledToken, SamplingParams, sample

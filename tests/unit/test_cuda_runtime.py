@@ -11,13 +11,7 @@ import numpy as np
 import pytest
 
 from engine.adapters import adapter_for
-from engine.backends import LoadOptions, cuda, cuda_device
-from engine.backends.cuda_decode import (
-    BUCKETS,
-    bucket_of,
-    most_keys,
-    splitting,
-)
+from engine.backends import LoadOptions, cuda, cuda_decode, cuda_device
 from engine.backends.cuda_device import (
     CudaDevice,
     architecture_of,
@@ -29,6 +23,7 @@ from engine.backends.cuda_device import (
 from engine.backends.cuda_kv import CudaSequence, PagePool
 from engine.backends.cuda_memory import DevicePool
 from engine.backends.cuda_plan import AttentionStep, EmbedStep, GatedStep, LinearStep, plan
+from engine.backends.cuda_splitting import BUCKETS, bucket_of, most_keys, splitting
 from engine.backends.cuda_weights import is_mapped_file
 from engine.config import ModelConfig
 from engine.errors import (
@@ -59,6 +54,7 @@ from engine.sampler import SamplingParams
 from engine.synthetic import TINY, write_model, write_shape
 from kernels.attention import AttentionShape
 from kernels.context import DeviceLimits, KernelContext
+from kernels.gemv import Gemv
 from tests.unit import fake_cuda
 from tests.unit.fake_cuda import LAUNCHES, FakeCupy
 
@@ -327,6 +323,22 @@ def test_splits_cover_every_position_of_their_bucket(architecture: str) -> None:
             launched = how.splits_of(most_keys(shape, bucket))
             assert ceil(n_keys / split_keys) <= launched <= how.most, (window, position)
             assert how.tuning.cluster == 1 or limits.has_clusters
+
+
+def test_the_end_of_a_layer_brings_the_keys_of_the_next(
+    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[Gemv] = []
+    real = cuda_decode.Gemv
+    monkeypatch.setattr(cuda_decode, "Gemv", lambda *a, **k: made.append(real(*a, **k)) or made[-1])
+    write_model(tmp_path / "m.gguf", "tiny-phi3", 0)
+    loaded = load_model(tmp_path / "m.gguf", LoadOptions(device="cuda:0", context_length=100))
+    loaded.close()
+    ahead = [spec.ahead for spec in made if spec.ahead]
+    layer_bytes = 2 * 4 * 64 * 64 * 2
+    assert [keys.cache.layer_offset for keys in ahead] == [layer_bytes]
+    assert ahead[0].shape.window == 63
+    assert [s.epilogue for s in made].count("ADD") == 4
 
 
 def test_loading_leaves_ordinary_memory_as_it_was(cupy: FakeCupy) -> None:

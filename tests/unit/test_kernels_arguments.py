@@ -49,6 +49,12 @@ def linear(**changes: object) -> gemv.Gemv:
     return gemv.Gemv(**{**parts, **changes})  # type: ignore[arg-type]
 
 
+def keys_ahead(position: DeviceArray) -> gemv.KeysAhead:
+    shape = attention.AttentionShape(4, 2, 64, 1.0, 100)
+    pages = attention.KvPages(DeviceArray(4096, "u64", (3,)), 1 << 20, 1 << 16)
+    return gemv.KeysAhead(pages, shape, position)
+
+
 # ruff: noqa: E501
 BAD_CALLS: dict[str, tuple[str, Callable[[Recorder], object]]] = {
     "norm of the wrong width": (
@@ -79,6 +85,9 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Recorder], object]]] = {
     "gemv norm without a weight": ("norm", lambda r: linear(prologue="NORM")),
     "gemv into the wrong rows": (
         "out", lambda r: linear(segments=(gemv.Segment(weights("Q4_K", 64, 512), f32(1, 65)),))),
+    "gemv that stores and brings keys": ("ahead", lambda r: linear(ahead=keys_ahead(i32(1)))),
+    "gemv that brings keys of two positions": (
+        "position", lambda r: linear(epilogue="ADD", ahead=keys_ahead(i32(2))).launch(r)),
     "gemv tiles of another height": ("tile_rows", lambda r: linear(tuning=gemv.GemvTuning(4, 4, 1))),
     "gemv past shared memory": (
         "shared memory", lambda r: linear(tuning=gemv.GemvTuning(2, 24, 64)).launch(r)),
@@ -154,6 +163,18 @@ def test_columns_and_rows_are_views_within_bounds() -> None:
     for bad in (lambda: f32(4, 10).columns(2, 11), lambda: f32(4, 10).rows(3, 5)):
         with pytest.raises(KernelArgumentError):
             bad()
+
+
+def test_keys_brought_ahead_are_bounded_by_what_l2_holds() -> None:
+    ahead = keys_ahead(i32(1)).structure()
+    assert (ahead.cache.pages, ahead.cache.layer_offset, ahead.window) == (4096, 1 << 16, 100)
+    assert ahead.most_chunks * 4096 == 26 << 20
+
+
+def test_a_tuning_that_spares_l2_is_a_kernel_of_its_own() -> None:
+    sparing = linear(tuning=gemv.GemvTuning(2, 4, 1, evict_first=True)).kernel
+    assert sparing.entry.endswith("_1")
+    assert sparing != linear().kernel
 
 
 @pytest.mark.parametrize("key", list(gemv.TUNED))

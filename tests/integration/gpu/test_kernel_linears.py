@@ -7,10 +7,11 @@ from engine.backends.cuda_probe_arrays import QUANTIZED, dequantized
 from engine.quants import BLOCK_FORMATS
 from kernels import elementwise, norm
 from kernels.arrays import DeviceArray
+from kernels.attention import PAGE_TOKENS, AttentionShape, KvPages
 from kernels.context import KernelContext
 from kernels.embed import add_position, embed
 from kernels.gemm import GemmOutput, GroupedGemm, gemm, gemm_float, grouped_gemm
-from kernels.gemv import Gemv, GemvTuning, NormInput, Segment
+from kernels.gemv import Gemv, GemvTuning, KeysAhead, NormInput, Segment
 from kernels.moe import Routing, combine, route
 from tests.integration.gpu.arrays import Arena, random_blocks, relative_error
 
@@ -107,6 +108,30 @@ def test_gated_gemv_and_gemm_join_alternate_rows(context, epilogue, act) -> None
     half, half_array = arena.poisoned((3, rows // 2), "f2")
     gemm(context, arena.put(x.astype(np.float16)), (GemmOutput(matrix, half),), epilogue)
     assert relative_error(half_array, want) < 2 * GEMM_BOUND
+
+
+def test_keys_brought_ahead_and_spared_l2_change_no_bit(context: KernelContext) -> None:
+    rng, arena, k, rows = np.random.default_rng(6), Arena(), 512, 300
+    matrix = arena.packed(context, "Q4_K", [random_blocks(rng, "Q4_K", rows, k)], (rows, k, 2))
+    x, shape = (
+        arena.put(rng.standard_normal((1, k)).astype(np.float32)),
+        AttentionShape(4, 2, 64, 1.0),
+    )
+    page_bytes = 2 * shape.n_kv_heads * PAGE_TOKENS * shape.head_dim * 2
+    memory = arena.put(np.zeros((3, page_bytes // 4), np.float32))
+    pages = arena.put(np.array([memory.pointer + i * page_bytes for i in range(3)], np.uint64))
+    position = arena.put(np.array([2 * PAGE_TOKENS + 5], np.int32))
+    ahead = KeysAhead(KvPages(pages, page_bytes, 0), shape, position)
+    found = []
+    for tuning, keys in (
+        (GemvTuning(2, 8, 1), None),
+        (GemvTuning(2, 8, 1, evict_first=True), ahead),
+    ):
+        out, array = arena.poisoned((1, rows))
+        array[:] = 1
+        Gemv((Segment(matrix, out),), x, "PLAIN", "ADD", tuning, ahead=keys).launch(context)
+        found.append(array.get())
+    assert np.array_equal(found[0], found[1])
 
 
 def test_logits_epilogue_finds_the_first_best(context: KernelContext) -> None:
