@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,6 +31,9 @@ from harness.significance import rate_upper_bound
 TRIAL_TIMEOUT_S = 900.0
 CHECK_TIMEOUT_S = 120.0
 """What each check more adds to a trial's time: the control has them all."""
+CONTROL_PARTS = 4
+LONGEST = ("G4-GENUINE-RESCORE", "G4-GENUINE-LATE", "G4-GENUINE-PROCESS", "G4-HAIKU")
+"""Trials of these begin first, so that none is left alone at the end."""
 PLACE = "any"
 KEPT_VARIABLES = ("HAIKUGATE_CACHE_DIR",)
 ALARMS = ("fail", "error")
@@ -127,12 +131,25 @@ Plan = list[tuple[str, list[str]]]
 
 
 def planned(names: Sequence[str], runs: int) -> Plan:
-    """The control, then each saboteur, `runs` times; those without a test are left out."""
+    """The control in its parts, then each saboteur, `runs` times; those without a test left out."""
     checks = list(dict.fromkeys(SABOTEURS[name].caught_by for name in names))
-    provable = [check for check in checks if required_tests(check)]
-    control: Plan = [(CONTROL.name, provable)] * (runs if provable else 0)
+    control: Plan = [(CONTROL.name, part) for part in control_parts(checks)] * runs
     each = [(name, [SABOTEURS[name].caught_by]) for name in names]
-    return control + [one for one in each if one[1][0] in provable for _ in range(runs)]
+    each.sort(key=lambda one: one[1][0] not in LONGEST)
+    return control + [one for one in each if required_tests(one[1][0]) for _ in range(runs)]
+
+
+def control_parts(checks: Sequence[str]) -> list[list[str]]:
+    """Trials that together make one run of the control: checks that share a test stay together."""
+    groups: list[tuple[set[str], list[str]]] = []
+    for check in checks:
+        tests = set(required_tests(check))
+        sharing = [group for group in groups if group[0] & tests]
+        groups = [group for group in groups if group not in sharing]
+        joined = [check for _, some in sharing for check in some]
+        groups += [(tests.union(*(some for some, _ in sharing)), [*joined, check])] if tests else []
+    parts = [groups[n::CONTROL_PARTS] for n in range(CONTROL_PARTS)]
+    return [[check for _, some in part for check in some] for part in parts if part]
 
 
 def run_trials(model: Path, plan: Plan, jobs: int = 1) -> Iterator[Trial]:
@@ -226,16 +243,26 @@ def qualification(names: Sequence[str], trials: Sequence[Trial]) -> Qualificatio
 
 
 def _control(trials: Sequence[Trial], names: Sequence[str]) -> Control:
-    intended = list(dict.fromkeys(SABOTEURS[name].caught_by for name in names))
-    wanted = {check for check in intended if required_tests(check)}
+    parts = control_parts(list(dict.fromkeys(SABOTEURS[name].caught_by for name in names)))
+    n_parts, checks = len(parts), sum(len(part) for part in parts)
     alarms: dict[str, str] = {}
     clean = 0
-    for one in trials:
-        seen = {**dict.fromkeys(wanted, "not_run"), **one.verdicts}
-        found = {check: verdict for check, verdict in seen.items() if verdict != "pass"}
+    runs = [trials[i : i + n_parts] for i in range(0, len(trials), n_parts or 1)]
+    for run in runs:
+        found = _alarms(run, parts)
         clean += not found
-        alarms |= {check: one.messages.get(check, verdict) for check, verdict in found.items()}
-    return Control(len(trials), len(wanted), alarms, clean)
+        alarms |= found
+    return Control(len(runs), checks, alarms, clean)
+
+
+def _alarms(run: Sequence[Trial], parts: Sequence[Sequence[str]]) -> dict[str, str]:
+    """What was said for each check that one run of the control did not pass, or did not run."""
+    found: dict[str, str] = {}
+    for part, one in zip_longest(parts, run, fillvalue=None):
+        seen = dict.fromkeys(part or (), "not_run") | (one.verdicts if one else {})
+        said = one.messages if one else {}
+        found |= {check: said.get(check, v) for check, v in seen.items() if v != "pass"}
+    return found
 
 
 def _row(name: str, trials: Sequence[Trial]) -> Row:

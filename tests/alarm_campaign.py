@@ -108,8 +108,9 @@ def workers(found: Sequence[Lane]) -> Iterator[dict[Any, Desk]]:
     try:
         yield dict(desks)
     finally:
+        deadline_s = time.monotonic() + GRACE_S
         for desk in desks.values():
-            desk.process.join(GRACE_S)
+            desk.process.join(max(0.0, deadline_s - time.monotonic()))
             if desk.process.is_alive():
                 desk.process.terminate()
 

@@ -38,10 +38,18 @@ def command(saboteur: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "engine.cli", "serve", *ports)
 
 
+BUSY = """
+import os, sys, threading
+threading.Thread(target=lambda: sys.stdin.read() or os._exit(0), daemon=True).start()
+while True: pass
+"""
+
+
 @contextmanager
 def busy_loops(count: int) -> Iterator[None]:
-    """So many processes that do nothing but use a core each."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """So many processes that do nothing but use a core each; they end when this one does."""
+    command = [sys.executable, "-c", BUSY]
+    loops = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(count)]
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,17 @@ import pytest
 
 from harness.errors import UsageError
 from harness.saboteurs.registry import CONTROL, SABOTEURS
-from harness.selftest import Trial, chosen, planned, qualification, required_tests, run_trials
+from harness.selftest import (
+    CONTROL_PARTS,
+    LONGEST,
+    Trial,
+    chosen,
+    control_parts,
+    planned,
+    qualification,
+    required_tests,
+    run_trials,
+)
 from harness.selftest_command import JSON_NAME, MARKDOWN_NAME, as_markdown, write
 
 NAME = "inflated-usage"
@@ -82,6 +93,36 @@ def test_quick_takes_one_of_each_check() -> None:
 def test_the_plan_begins_with_the_control() -> None:
     assert required_tests(CHECK) == ("test_tokens_are_counted_alike",)
     assert planned([NAME], 2) == [(CONTROL.name, [CHECK])] * 2 + [(NAME, [CHECK])] * 2
+
+
+def test_the_control_runs_in_parts_that_share_no_test() -> None:
+    names = chosen((), quick=True)
+    parts = control_parts([SABOTEURS[name].caught_by for name in names])
+    checks = [check for part in parts for check in part]
+    assert len(parts) == CONTROL_PARTS
+    tests = [{test for check in part for test in required_tests(check)} for part in parts]
+    assert sum(map(len, tests)) == len(set.union(*tests))
+    assert sorted(checks) == sorted({saboteur.caught_by for saboteur in SABOTEURS.values()})
+    plan = planned(names, 2)
+    assert plan[: 2 * CONTROL_PARTS] == [(CONTROL.name, part) for part in parts] * 2
+    assert plan[2 * CONTROL_PARTS][1][0] in LONGEST
+
+
+def test_each_part_of_the_control_counts() -> None:
+    names = chosen((), quick=True)
+    parts = control_parts([SABOTEURS[name].caught_by for name in names])
+    clean = [Trial(CONTROL.name, dict.fromkeys(part, "pass"), {}, 1.0) for part in parts]
+    found = qualification(names, [*clean, *clean]).control
+    assert (found.runs, found.clean, found.checks, found.alarms) == (2, 2, len(names), {})
+    silent = replace(clean[1], verdicts=dict.fromkeys(parts[1][1:], "pass"))
+    failed = replace(clean[3], verdicts={**clean[3].verdicts, parts[3][0]: "error"})
+    for other, said in ((silent, {parts[1][0]: "not_run"}), (failed, {parts[3][0]: "error"})):
+        run = [other if one.verdicts.keys() >= other.verdicts.keys() else one for one in clean]
+        found = qualification(names, [*clean, *run]).control
+        assert (found.runs, found.clean, found.alarms) == (2, 1, said)
+    found = qualification(names, [*clean, *clean[:3]]).control
+    assert (found.runs, found.clean) == (2, 1)
+    assert found.alarms == dict.fromkeys(parts[3], "not_run")
 
 
 def test_what_has_no_test_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
