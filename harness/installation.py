@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 from base64 import urlsafe_b64decode
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -14,6 +15,15 @@ _ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("harness", "suites", "engine", "kernels")
 """What judges and what is judged by: the reference engine is part of the harness."""
 _LEFT_OUT = {".pyc", ".nbi", ".nbc"}
+
+
+def own_modules() -> dict[str, str]:
+    """Variables by which Python runs this installation's modules: none of the folder it is run in.
+
+    `python -m engine.cli` would otherwise run an `engine` that lies there, or first on PYTHONPATH.
+    """
+    others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join((str(_ROOT), *others))}
 
 
 def package_files(package: str) -> dict[str, str]:

@@ -110,6 +110,10 @@ class EngineUnderTest:
         gpu = self.options.gpu
         chosen = gpu not in (None, "all") and self.options.launcher != "docker"
         env = {"CUDA_VISIBLE_DEVICES": str(gpu)} if chosen else {}
+        if self.options.ours and self.options.launcher == "process":
+            from harness.installation import own_modules
+
+            env |= own_modules()
         timeout_s = self.options.ready_timeout_s
         return LaunchSpec(
             self.command, model or self.model_path, env=env, ready_timeout_s=timeout_s

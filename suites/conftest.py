@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from harness.installation import own_modules
+
 GENERATE_S = 180.0
 ALONE = "alone_on_gpu"
 
@@ -40,7 +42,8 @@ def generated_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     def generate(name: str) -> Path:
         path = folder / f"{len(list(folder.iterdir()))}.gguf"
         command = [sys.executable, "-m", "engine.synthetic", name, str(path), "--seed", "0"]
-        subprocess.run(command, check=True, capture_output=True, timeout=GENERATE_S)
+        ours = {**os.environ, **own_modules()}
+        subprocess.run(command, check=True, capture_output=True, timeout=GENERATE_S, env=ours)
         return path
 
     return generate

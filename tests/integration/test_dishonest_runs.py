@@ -168,3 +168,39 @@ def test_certify_loads_nothing_from_around_it(tree: Path, variables: dict[str, s
     assert ended.returncode == 1, ended.stdout[-2000:] + ended.stderr[-2000:]
     (bundle,) = (folder / "proofs").iterdir()
     assert not certified(bundle)
+
+
+COLLUDING = """
+import pathlib
+(pathlib.Path({folder!r}) / "ran").touch()
+raise SystemExit(3)
+"""
+
+REFERENCE = """
+from harness.models import resolve
+from harness.reference import reference_engine
+with reference_engine(resolve("smollm2-135m-instruct")) as engine:
+    print(engine.client.health().status)
+"""
+
+DEFAULT_ENGINE = """
+from harness.models import resolve
+from harness.under_test import EngineOptions, EngineUnderTest
+engine = EngineUnderTest(EngineOptions("cpu")).launch()
+print(engine.client.health().status)
+engine.stop()
+"""
+
+
+@pytest.mark.parametrize("code", [REFERENCE, DEFAULT_ENGINE], ids=["reference", "default engine"])
+@pytest.mark.parametrize("way", ["folder", "PYTHONPATH"])
+def test_a_shadowing_engine_is_not_ours(tmp_path: Path, way: str, code: str) -> None:
+    """Our engine is this installation's, whatever `engine` lies where the run was started."""
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "__init__.py").touch()
+    (tmp_path / "engine" / "cli.py").write_text(COLLUDING.format(folder=str(tmp_path)))
+    (tmp_path / "attack.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}")
+    variables = {"PYTHONPATH": str(tmp_path)} if way == "PYTHONPATH" else {}
+    ended = run(tmp_path if way == "folder" else ROOT, "attack", **variables)
+    assert ended.stdout.strip() == "200", ended.stderr[-2000:]
+    assert not (tmp_path / "ran").exists()
