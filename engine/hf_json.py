@@ -98,11 +98,11 @@ def _vocabulary(ids: dict[str, int], markers: tuple[Marker, ...], byte_level: bo
     if size > MAX_TOKENS:
         raise ModelLoadError(f"token ids under {MAX_TOKENS} wanted, got {size - 1}")
     texts = [""] * size
-    types = [int(TokenType.UNUSED)] * size
+    types = bytearray([TokenType.UNUSED]) * size
     for text, token_id in ids.items():
         piece = not byte_level and len(text) == 6 and text.startswith("<0x")
         texts[token_id], types[token_id] = text, TokenType.BYTE if piece else TokenType.NORMAL
     for marker in markers:
         special = TokenType.CONTROL if marker.special else TokenType.USER_DEFINED
         texts[marker.token_id], types[marker.token_id] = marker.text, special
-    return Vocabulary(texts, types, byte_level)
+    return Vocabulary(texts, bytes(types), byte_level)

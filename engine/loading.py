@@ -1,8 +1,10 @@
-"""Loading a model: file → config → adapter → program → runtime, with its tokenizer."""
+"""Loading a model: file → config → adapter → program → runtime, its tokenizer beside that."""
 
 import hashlib
 import importlib
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -57,20 +59,22 @@ def load_model(
 ) -> LoadedModel:
     """Load a GGUF file; raises ModelLoadError, InsufficientMemory or DeviceError."""
     from engine.adapters import adapter_for
-    from engine.chat import ChatTemplate
-    from engine.tokenizer import Tokenizer
 
     options = options or LoadOptions()
     progress = progress or _silent
     backend = import_backend(options.device)
-    with GGUFFile.open(path) as file:
+    with GGUFFile.open(path) as file, ThreadPoolExecutor(1, "tokenizer") as beside:
         config = ModelConfig.from_file(file)
         adapter = adapter_for(config)
-        tokenizer = Tokenizer.from_file(file)
-        chat = ChatTemplate.from_file(file, tokenizer)
-        program = adapter.program(config, file.tensors)
-        bytes_by_type, quant_kind = file.bytes_by_type, file.quant_kind
-        runtime = backend.load(file, program, options, progress)
+        text = beside.submit(_read_text, file)
+
+        def load_weights(told: Progress) -> Runtime:
+            program = adapter.program(config, file.tensors)
+            runtime: Runtime = backend.load(file, program, options, told)
+            return runtime
+
+        runtime = _load_beside(text, load_weights, progress)
+        tokenizer, chat = text.result()
         return LoadedModel(
             name=path.stem,
             path=path,
@@ -78,13 +82,44 @@ def load_model(
             config=config,
             adapter=adapter.name,
             backend=backend_of(options.device),
-            quant_kind=quant_kind,
-            bytes_by_type=bytes_by_type,
+            quant_kind=file.quant_kind,
+            bytes_by_type=file.bytes_by_type,
             tokenizer=tokenizer,
             chat=chat,
             runtime=runtime,
             opened=path.open("rb"),
         )
+
+
+def _read_text(file: GGUFFile) -> "tuple[Tokenizer, ChatTemplate]":
+    from engine.chat import ChatTemplate
+    from engine.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_file(file)
+    return tokenizer, ChatTemplate.from_file(file, tokenizer)
+
+
+def _load_beside(
+    text: "Future[Any]", load_weights: Callable[[Progress], Runtime], progress: Progress
+) -> Runtime:
+    """Load the weights while `text` is read; an error of the text ends that, and is told first."""
+
+    def tell(loaded: int, total: int) -> None:
+        if text.done():
+            text.result()
+        progress(loaded, total)
+
+    try:
+        runtime = load_weights(tell)
+    except Exception:
+        text.result()
+        raise
+    try:
+        text.result()
+    except BaseException:
+        runtime.close()
+        raise
+    return runtime
 
 
 class FileDigest(threading.Thread):

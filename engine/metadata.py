@@ -2,12 +2,12 @@
 
 import mmap
 import struct
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.errors import ModelLoadError
 
@@ -16,6 +16,11 @@ MAX_KEY_BYTES = 65_535
 MAX_STRING_BYTES = 32 << 20
 MAX_STRINGS = 8 << 20
 
+_LENGTH_BYTES = 8
+_WINDOW_BYTES = 1 << 16
+_ONE_BY_ONE = 1024
+_BLOCK_STRINGS = 1 << 14
+_BLOCK_BYTES = 8 << 20
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS: dict[int, str] = {
@@ -27,7 +32,7 @@ _SCALARS: dict[int, str] = {
 class StringArray(Sequence[str]):
     """An array of strings left in the file and decoded when read; it costs 8 bytes a string."""
 
-    def __init__(self, content: mmap.mmap, starts: "array[int]", place: str) -> None:
+    def __init__(self, content: mmap.mmap, starts: NDArray[np.int64], place: str) -> None:
         self._content, self._starts, self._place = content, starts, place
 
     def __len__(self) -> int:
@@ -39,22 +44,41 @@ class StringArray(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self._string(i) for i in range(*index.indices(len(self)))]
+            wanted = range(*index.indices(len(self)))
+            block = self._block(wanted.start, wanted.stop) if wanted.step == 1 else None
+            return [self._string(i) for i in wanted] if block is None else block
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self._string(index % len(self))
 
     def __iter__(self) -> Iterator[str]:
-        first = self._starts[0]
-        content = self._content[first : self._starts[-1]]
-        for index, (start, following) in enumerate(pairwise(self._starts)):
-            try:
-                yield content[start - first : following - 8 - first].decode()
-            except UnicodeDecodeError:
-                yield self._string(index)
+        firsts = range(0, len(self), _BLOCK_STRINGS)
+        return chain.from_iterable(self[first : first + _BLOCK_STRINGS] for first in firsts)
+
+    def _block(self, first: int, stop: int) -> list[str] | None:
+        """Strings [first, stop) decoded at once, one NUL in place of the length before each.
+
+        None where that cannot be: no string or too many bytes, a NUL in a string, or not UTF-8.
+        """
+        starts = self._starts[first : stop + 1]
+        if first >= stop or starts[-1] - starts[0] > _BLOCK_BYTES:
+            return None
+        raw = np.frombuffer(self._content[starts[0] : starts[-1] - _LENGTH_BYTES], np.uint8).copy()
+        lengths_at = starts[1:-1] - starts[0] - _LENGTH_BYTES
+        kept = np.ones(raw.size, np.bool_)
+        for byte in range(1, _LENGTH_BYTES):
+            kept[lengths_at + byte] = False
+        raw[lengths_at] = 0
+        joined = raw[kept]
+        if joined.size - np.count_nonzero(joined) != lengths_at.size:
+            return None
+        try:
+            return joined.tobytes().decode().split("\0")
+        except UnicodeDecodeError:
+            return None
 
     def _string(self, index: int) -> str:
-        raw = self._content[self._starts[index] : self._starts[index + 1] - 8]
+        raw = self._content[self._starts[index] : self._starts[index + 1] - _LENGTH_BYTES]
         try:
             return raw.decode()
         except UnicodeDecodeError as exc:
@@ -154,15 +178,45 @@ def _numbers(cursor: Cursor, type_id: int, count: int, place: str) -> "np.ndarra
 
 
 def _strings(cursor: Cursor, count: int, place: str) -> StringArray:
-    starts = array("Q", bytes(8 * (count + 1)))
-    length_at: Callable[[mmap.mmap, int], tuple[int]] = _U64.unpack_from
-    content, at, last = cursor.content, cursor.at, cursor.end - 8
-    for index in range(count):
+    starts = np.empty(count + 1, np.int64)
+    content, done = np.frombuffer(cursor.content, np.uint8), 0
+    while done < count:
+        found = _short_strings(content[cursor.at : cursor.at + _WINDOW_BYTES])[: count - done]
+        starts[done : done + found.size] = found + (cursor.at + _LENGTH_BYTES)
+        done += found.size
+        if found.size:
+            cursor.at += int(found[-1]) + _LENGTH_BYTES + int(content[cursor.at + found[-1]])
+        if found.size < _ONE_BY_ONE:
+            done = _step(cursor, starts, done, place)
+    if cursor.at > cursor.end:
+        raise cursor.error(place, f"string {count - 1} of {count} reaches past the end of the file")
+    starts[count] = cursor.at + _LENGTH_BYTES
+    return StringArray(cursor.content, starts, f"{cursor.path}: {place}")
+
+
+def _short_strings(window: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Where strings of 1 to 255 bytes without NULs begin, from the window's start on.
+
+    The length of such a one is the only byte above 0 that exactly seven NULs follow; each place is
+    kept only where the one before, and its length, lead to it. There may be none.
+    """
+    filled = np.flatnonzero(window != 0)
+    places: NDArray[np.int64] = filled[:-1][np.diff(filled) == _LENGTH_BYTES]
+    if not places.size or places[0]:
+        return places[:0]
+    leads = places[:-1] + _LENGTH_BYTES + window[places[:-1]] == places[1:]
+    return places if leads.all() else places[: int(leads.argmin()) + 1]
+
+
+def _step(cursor: Cursor, starts: NDArray[np.int64], done: int, place: str) -> int:
+    """Read some lengths one by one and return how many strings are then found."""
+    count = starts.size - 1
+    content, at, last = cursor.content, cursor.at, cursor.end - _LENGTH_BYTES
+    stop = min(done + _ONE_BY_ONE, count)
+    for index in range(done, stop):
         if at > last:
             raise cursor.error(place, f"string {index} of {count} starts past the end of the file")
-        starts[index] = at + 8
-        at += 8 + length_at(content, at)[0]
-    if at > cursor.end:
-        raise cursor.error(place, f"string {count - 1} of {count} reaches past the end of the file")
-    starts[count], cursor.at = at + 8, at
-    return StringArray(content, starts, f"{cursor.path}: {place}")
+        starts[index] = at + _LENGTH_BYTES
+        at += _LENGTH_BYTES + _U64.unpack_from(content, at)[0]
+    cursor.at = at
+    return stop

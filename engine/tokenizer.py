@@ -181,9 +181,8 @@ def _bpe_parts(file: GGUFFile) -> _Parts:
             "tokenizer.ggml.pre",
             f"one of {', '.join(PRETOKENIZERS)} wanted, got {str(name)[:80]!r}",
         )
-    normal = int(TokenType.NORMAL)
-    tokens = zip(vocabulary.texts, vocabulary.types, range(len(vocabulary)), strict=True)
-    ids = {text: token_id for text, kind, token_id in reversed(list(tokens)) if kind == normal}
+    normal = vocabulary.ids_of(TokenType.NORMAL)[::-1]  # of two with one text, the first counts
+    ids = dict(zip(map(vocabulary.texts.__getitem__, normal), normal, strict=True))
     merger = _merger(file, lambda: _bpe_model(file, ids, pretokenizer.ignore_merges))
     merger.pre_tokenizer = pretokenizer.build()
     if pretokenizer.nfc:
@@ -192,14 +191,25 @@ def _bpe_parts(file: GGUFFile) -> _Parts:
 
 
 def _bpe_model(file: GGUFFile, ids: dict[str, int], ignore_merges: bool) -> Any:
-    key = "tokenizer.ggml.merges"
-    pairs = []
-    for index, merge in enumerate(_strings(file, key)):
+    merges = _strings(file, "tokenizer.ggml.merges")
+    pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in merges]
+    try:
+        return models.BPE(vocab=ids, merges=pairs, ignore_merges=ignore_merges)
+    except Exception:
+        _require_known(file, merges, ids)
+        raise
+
+
+def _require_known(file: GGUFFile, merges: StringArray, ids: dict[str, int]) -> None:
+    """Name the first merge that is no pair of tokens which together are a token."""
+    for index, merge in enumerate(merges):
         left, space, right = merge.partition(" ")
         if not space or left not in ids or right not in ids or left + right not in ids:
-            raise _error(file, key, f"merge {index} {merge[:80]!r} names unknown tokens")
-        pairs.append((left, right))
-    return models.BPE(vocab=ids, merges=pairs, ignore_merges=ignore_merges)
+            raise _error(
+                file,
+                "tokenizer.ggml.merges",
+                f"merge {index} {merge[:80]!r} names unknown tokens",
+            )
 
 
 def _spm_parts(file: GGUFFile) -> _Parts:
@@ -230,39 +240,43 @@ def _vocabulary(file: GGUFFile, *, byte_level: bool) -> Vocabulary:
         raise _error(
             file, "tokenizer.ggml.tokens", f"1…{MAX_TOKENS} tokens wanted, got {len(texts)}"
         )
-    types = [int(TokenType.NORMAL)] * len(texts)
+    types = np.full(len(texts), TokenType.NORMAL, np.uint8)
     if byte_level is False or "tokenizer.ggml.token_type" in file.metadata:
-        types = _numbers(file, "tokenizer.ggml.token_type", len(texts), "iu").tolist()
-    _check_types(file, texts, types, byte_level)
-    return Vocabulary(texts, types, byte_level)
+        types = _numbers(file, "tokenizer.ggml.token_type", len(texts), "iu")
+    _check_types(file, types)
+    vocabulary = Vocabulary(texts, types.astype(np.uint8).tobytes(), byte_level)
+    if not byte_level:
+        _check_byte_pieces(file, vocabulary)
+    return vocabulary
 
 
-def _check_types(file: GGUFFile, texts: list[str], types: list[int], byte_level: bool) -> None:
-    known = {int(kind) for kind in TokenType}
-    checked = set(types) - known or (not byte_level and int(TokenType.BYTE) in types)
-    for token_id, kind in enumerate(types) if checked else ():
-        if kind not in known:
-            raise _error(
-                file, "tokenizer.ggml.token_type", f"token {token_id}: 1…6 wanted, got {kind}"
-            )
-        if kind == TokenType.BYTE and not byte_level:
-            try:
-                byte_of_piece(texts[token_id])
-            except ValueError as exc:
-                raise _error(file, "tokenizer.ggml.tokens", f"token {token_id}: {exc}") from exc
+def _check_types(file: GGUFFile, types: "np.ndarray[Any, Any]") -> None:
+    unknown = (types < min(TokenType)) | (types > max(TokenType))
+    if unknown.any():
+        token_id = int(unknown.argmax())
+        raise _error(
+            file,
+            "tokenizer.ggml.token_type",
+            f"token {token_id}: 1…6 wanted, got {types[token_id]}",
+        )
+
+
+def _check_byte_pieces(file: GGUFFile, vocabulary: Vocabulary) -> None:
+    for token_id in vocabulary.ids_of(TokenType.BYTE):
+        try:
+            byte_of_piece(vocabulary.texts[token_id])
+        except ValueError as exc:
+            raise _error(file, "tokenizer.ggml.tokens", f"token {token_id}: {exc}") from exc
 
 
 def _markers(file: GGUFFile, vocabulary: Vocabulary) -> tuple[Marker, ...]:
     """Control tokens, and user-defined ones; those in brackets count as special like control."""
     strips = _architecture(file) == "phi3"
-    marked = {int(TokenType.CONTROL), int(TokenType.USER_DEFINED)}
     markers = []
-    for token_id, kind in enumerate(vocabulary.types):
-        if kind not in marked:
-            continue
+    for token_id in vocabulary.ids_of(TokenType.CONTROL, TokenType.USER_DEFINED):
         text = vocabulary.texts[token_id]
         bracketed = text[:1] + text[-1:] in ("<>", "[]")
-        special = kind == TokenType.CONTROL or bracketed
+        special = vocabulary.types[token_id] == TokenType.CONTROL or bracketed
         strip_right = strips and text not in _NOT_STRIPPED
         markers.append(Marker(text, token_id, special, strip_right=strip_right))
     return tuple(markers)

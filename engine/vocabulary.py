@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+
 
 class TokenType(IntEnum):
     """What a token is, numbered as in `tokenizer.ggml.token_type`."""
@@ -84,14 +86,23 @@ def _pattern(texts: Sequence[str]) -> "re.Pattern[str] | None":
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Every token by id; `byte_level` tells GPT-2's byte characters from SentencePiece's marks."""
+    """Every token by id; `byte_level` tells GPT-2's byte characters from SentencePiece's marks.
+
+    `types` holds a TokenType a token.
+    """
 
     texts: Sequence[str]
-    types: Sequence[int]
+    types: bytes
     byte_level: bool
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def ids_of(self, *kinds: TokenType) -> list[int]:
+        """The tokens of these kinds, ascending."""
+        types = np.frombuffer(self.types, np.uint8)
+        ids: list[int] = np.flatnonzero(np.isin(types, kinds)).tolist()
+        return ids
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes that a token adds to a text; control tokens add none."""

@@ -4,9 +4,8 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +143,7 @@ class Weights:
         order = sorted(tensors, key=lambda tensor: -tensor.raw.nbytes)
         pool = ThreadPoolExecutor(n_threads)
         try:
-            jobs: list[Any] = [(t, pool.submit(self._one, t, t.name in vectors)) for t in order]
+            jobs = [(t, self._begin(pool, t, is_vector=t.name in vectors)) for t in order]
             for tensor, job in jobs:
                 job.result()
                 done += tensor.raw.nbytes
@@ -152,14 +151,19 @@ class Weights:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _one(self, tensor: Tensor, is_vector: bool) -> None:
+    def _begin(
+        self, pool: ThreadPoolExecutor, tensor: Tensor, *, is_vector: bool
+    ) -> "Future[None]":
+        """Start one tensor; its memory is taken here, for a dead thread's heap is never trimmed."""
         if is_vector:
-            values = dequantize_tensor(tensor.type, tensor.raw, tensor.shape)
-            self.vectors[tensor.name] = np.array(values, np.float32)  # never a view of the file
-            return
+            return pool.submit(self._widen, tensor)
         layout = _layout(tensor)
         stack, rows, columns = matrix_shape(tensor)
-        size = aligned_zeros(stack * layout.matrix_bytes(rows, columns))
-        matrix = Matrix(layout, rows, columns, stack, size)
-        _interleave(tensor, matrix)
+        tiles = aligned_zeros(stack * layout.matrix_bytes(rows, columns))
+        matrix = Matrix(layout, rows, columns, stack, tiles)
         self.matrices[tensor.name] = matrix
+        return pool.submit(_interleave, tensor, matrix)
+
+    def _widen(self, tensor: Tensor) -> None:
+        values = dequantize_tensor(tensor.type, tensor.raw, tensor.shape)
+        self.vectors[tensor.name] = np.array(values, np.float32)  # never a view of the file

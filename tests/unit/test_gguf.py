@@ -67,6 +67,74 @@ def test_written_types_come_back(tmp_path: Path) -> None:
         assert not file.tensors["e"].raw.flags.writeable
 
 
+LONG = 1 << 16
+STRINGS = {
+    "short": [f"tok{i}" for i in range(30_000)],
+    "empty ones between": [f"{i}" * (i % 3) for i in range(5_000)],
+    "all empty": [""] * 3_000,
+    "lengths over a byte": ["x" * n for n in (1, 254, 255, 256, 257, 511, 512, LONG - 1, LONG + 9)],
+    "wider characters": ["Ġ世界" * (1 + i % 90) for i in range(4_000)],
+    "zero bytes": [f"a{chr(0) * (i % 9)}b" for i in range(4_000)],
+    "like lengths": [chr(1 + i % 9) + chr(0) * 7 for i in range(4_000)],
+}
+
+
+@pytest.mark.parametrize("name", STRINGS)
+def test_string_arrays_come_back(name: str, tmp_path: Path) -> None:
+    wanted = STRINGS[name]
+    writer = gguf.GGUFWriter(tmp_path / "m", "llama")
+    writer.add_array("strings", wanted)
+    writer.add_array("after", [7, 8])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with GGUFFile.open(tmp_path / "m") as file:
+        strings = file.metadata["strings"]
+        assert list(strings) == wanted == strings[:]
+        assert [strings[0], strings[-1]] == [wanted[0], wanted[-1]]
+        assert strings[3:9] == wanted[3:9]
+        assert strings[9:3] == []
+        assert strings[::-7] == wanted[::-7]
+        assert file.metadata["after"].tolist() == [7, 8]
+
+
+def string_array(lengths: list[int], texts: list[bytes]) -> bytes:
+    items = (struct.pack("<Q", n) + t for n, t in zip(lengths, texts, strict=True))
+    return pair("a", 9, struct.pack("<IQ", 8, len(texts)) + b"".join(items))
+
+
+@pytest.mark.parametrize("at", [0, 1, 2_000, 9_999])
+@pytest.mark.parametrize("length", [(1 << 64) - 1, 1 << 63, 1 << 40, 200_000])
+def test_one_wrong_length_among_many_strings_is_refused(
+    at: int, length: int, tmp_path: Path
+) -> None:
+    texts, lengths = [b"word"] * 10_000, [4] * 10_000
+    lengths[at] = length
+    path = raw_file(tmp_path / "m", [string_array(lengths, texts)], [], data=0)
+    assert "past the end of the file" in refusal(path)
+
+
+def test_a_string_array_without_its_end_is_refused(tmp_path: Path) -> None:
+    whole = raw_file(tmp_path / "m", [string_array([4] * 5_000, [b"word"] * 5_000)], [], data=0)
+    content = whole.read_bytes()
+    for size in (*range(60, 100), *range(100, len(content) - 40, 997)):
+        (tmp_path / "cut").write_bytes(content[:size])
+        refusal(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("bad", [b"\xff", "é".encode()[:1], "é".encode()[1:]])
+def test_a_string_that_is_not_utf_8_is_named(bad: bytes, tmp_path: Path) -> None:
+    texts = [b"word"] * 20_000
+    texts[17_000] = bad
+    raw_file(tmp_path / "m", [string_array([len(t) for t in texts], texts)], [], data=0)
+    with GGUFFile.open(tmp_path / "m") as file:
+        strings = file.metadata["a"]
+        for read in (list, lambda array: array[16_990:17_010]):
+            with pytest.raises(ModelLoadError, match="'a': string 17000 is not UTF-8"):
+                read(strings)
+        assert strings[:16_990] == ["word"] * 16_990
+
+
 def test_views_outlive_close(tmp_path: Path) -> None:
     path = raw_file(tmp_path / "m", [], [entry(b"t", (4,))])
     file = GGUFFile.open(path)
