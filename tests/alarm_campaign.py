@@ -3,8 +3,9 @@
 python -m tests.alarm_campaign OUTPUT.json --minutes 8.5 [--runs 200] [--cores N] [--cuda N]
 [--loaded N] [--only CHECK ...] spreads the runs over worker processes, two to each pair of cores:
 `--cuda` of them with engines on the GPU, `--loaded` with a busy loop each, for the timed probes.
-Rows get a quarter of their runs, then half, then all, the cheapest first. What was counted is kept
-in OUTPUT.json, and a later campaign goes on from there. `--table` only prints the file as Markdown.
+Each row gets a quarter of its runs, then the cheap ones get all, then the dear ones half, then all.
+What was counted is kept in OUTPUT.json, and a later campaign goes on from there. `--table` only
+prints the file as Markdown.
 """
 
 import argparse
@@ -41,9 +42,10 @@ class Schedule:
 
     def unit(self, place: str) -> Unit | None:
         """The next unit for a worker of this kind; None if nothing is left for it."""
-        for stage in STAGES:
-            wanted = int(self.runs * stage) or 1
-            left = [r for r in self.rows if place in r.places and self.given[r.name] < wanted]
+        for share, cost_s in STAGES:
+            wanted = int(self.runs * share) or 1
+            rows = [r for r in self.rows if place in r.places and r.cost_s <= cost_s]
+            left = [r for r in rows if self.given[r.name] < wanted]
             if left:
                 row = self._best(place, left)
                 runs = min(row.unit(place), wanted - self.given[row.name])

@@ -21,7 +21,7 @@ from harness.launch import LaunchSpec
 from harness.launch.process import ProcessLauncher
 from harness.models import resolve
 from harness.observation import Observation
-from tests.probe_run import busy_loops, check_of, command, observed, observer_of
+from tests.probe_run import busy_loops, check_of, command, observed, observers_of
 
 CONTEXT = JudgeContext(profile="cpu")
 TIMED = ("G4-GENUINE-CACHE", "G4-GENUINE-COALESCE", "G4-GENUINE-SHAPE")
@@ -65,10 +65,9 @@ def main() -> None:
             for run in range(1, options.runs + 1):
                 for check in checks:
                     started = time.monotonic()
-                    fixtures = {"engine": lambda: engine}
-                    recorded[check.id] += observed(observer_of(check.id), [check.id], fixtures)[
-                        check.id
-                    ]
+                    test = observers_of([check.id])[-1]
+                    seen = observed(test, [check.id], {"engine": lambda: engine})
+                    recorded[check.id] += seen[check.id]
                     found = judge_observation(check, recorded[check.id][-1], CONTEXT)
                     counts[check.id][found.verdict.value] += 1
                     line = {

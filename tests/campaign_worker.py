@@ -13,14 +13,14 @@ import psutil
 
 from harness.launch import LaunchSpec, RunningEngine
 from harness.launch.process import ProcessLauncher
-from harness.observation import Verdict
+from harness.observation import Finding, Verdict
 from harness.profiles import PROFILES
 from harness.reference import reference_engine
 from harness.rescoring import Replies, replies
 from suites import test_genuine, test_haiku
 from tests.campaign_plan import CUDA, HONEST, LOADED, RESCORE, Row
 from tests.campaign_results import Tally
-from tests.probe_run import busy_loops, check_of, command, judged, observed, observer_of
+from tests.probe_run import busy_loops, check_of, command, judged, observed, observers_of, worse
 
 READY_TIMEOUT_S = 180.0
 
@@ -138,8 +138,11 @@ class Stand:
             "launch_engine": lambda: lambda: self._engine(own),
             "profile": lambda: profile,
         }
-        seen = observed(observer_of(checks[0]), checks, fixtures)
-        found = {id_: judged(check_of(id_), seen[id_], profile.name) for id_ in checks}
+        found: dict[str, Finding] = {}
+        for test in observers_of(checks):
+            for id_, seen in observed(test, checks, fixtures).items():
+                said = judged(check_of(id_), seen, profile.name)
+                found[id_] = worse(found.get(id_), said)
         return {id_: (one.verdict.value, one.message) for id_, one in found.items()}
 
     def _engine(self, own: ExitStack) -> RunningEngine:

@@ -11,6 +11,7 @@ from typing import Any
 from harness.checklist import Check, load_checklists
 from harness.gates import JudgeContext, judge_observation
 from harness.observation import Finding, Observation, Verdict
+from harness.outcome import worst
 from harness.session import sort_arguments
 from suites import test_genuine, test_haiku
 
@@ -19,15 +20,19 @@ Seen = dict[str, list[Observation]]
 """What one run observed, by check; several observations where a check has several attempts."""
 
 
-def observer_of(check: str) -> Test:
-    """The suites' first test that observes this check."""
-    for module in (test_genuine, test_haiku):
-        for found in vars(module).values():
-            marks = getattr(found, "pytestmark", ())
-            if any(mark.name == "check" and check in mark.args for mark in marks):
-                test: Test = found
-                return test
-    raise SystemExit(f"{check}: no test of suites/test_genuine.py or test_haiku.py observes it")
+def observers_of(checks: Sequence[str]) -> list[Test]:
+    """The suites' tests that these checks require of an engine anywhere, in the suites' order."""
+    known = load_checklists().checks
+    required = {name for id_ in checks for name in known[id_].required(("any",))}
+    found = {**vars(test_genuine), **vars(test_haiku)}
+    if missing := required - found.keys():
+        raise SystemExit(f"{min(missing)}: neither in suites/test_genuine.py nor in test_haiku.py")
+    return [found[name] for name in found if name in required]
+
+
+def _marked(test: Test) -> set[str]:
+    marks = getattr(test, "pytestmark", ())
+    return {id_ for mark in marks if mark.name == "check" for id_ in mark.args}
 
 
 def command(saboteur: str) -> tuple[str, ...]:
@@ -60,7 +65,7 @@ def busy_loops(count: int) -> Iterator[None]:
 
 def observed(test: Test, checks: Sequence[str], fixtures: Mapping[str, Callable[[], Any]]) -> Seen:
     """Run the test once with a nonce of its own; a fixture is made only if the test wants it."""
-    seen: Seen = {check: [] for check in checks}
+    seen: Seen = {check: [] for check in checks if check in _marked(test)}
 
     def observe(**named: Any) -> None:
         exchanges, facts = sort_arguments(named)
@@ -79,12 +84,17 @@ def observed(test: Test, checks: Sequence[str], fixtures: Mapping[str, Callable[
 
 
 def judged(check: Check, seen: Sequence[Observation], profile: str) -> Finding:
-    """What the check's judge says; of several attempts, where the check has them, the best."""
+    """What the check's judge says of one test: of several attempts, where it has them, the best."""
     if not seen:
         return Finding(Verdict.NOT_RUN, "recorded no observation")
     context = JudgeContext(profile=profile)
     found = [judge_observation(check, one, context) for one in seen]
     return next((one for one in found if one.verdict is Verdict.PASS), found[-1])
+
+
+def worse(one: Finding | None, other: Finding) -> Finding:
+    """The worse of two tests' findings: a check holds only if all of its tests do."""
+    return other if one is None or worst((one.verdict, other.verdict)) != one.verdict else one
 
 
 def check_of(id_: str) -> Check:
