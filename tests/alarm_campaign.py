@@ -3,7 +3,7 @@
 python -m tests.alarm_campaign OUTPUT.json --minutes 8.5 [--runs 200] [--cores N] [--cuda N]
 [--loaded N] [--only CHECK ...] spreads the runs over worker processes, two to each pair of cores:
 `--cuda` of them with engines on the GPU, `--loaded` with a busy loop each, for the timed probes.
-Each row gets a quarter of its runs, then the cheap ones get all, then the dear ones half, then all.
+Each row gets a tenth of its runs, then the cheap ones get all, then the dear ones half, then all.
 What was counted is kept in OUTPUT.json, and a later campaign goes on from there. `--table` only
 prints the file as Markdown.
 """

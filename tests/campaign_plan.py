@@ -28,7 +28,7 @@ COUNTING: Final = ("honest-every-other-process",)
 """Saboteurs that count the processes of one harness: runs abreast would mix up their count."""
 PACED_S: Final = 45.0
 UNIT_S: Final = 45.0
-STAGES: Final = ((0.25, 100.0), (1.0, 5.0), (0.5, 100.0), (1.0, 100.0))
+STAGES: Final = ((0.1, 20.0), (1.0, 5.0), (0.1, 60.0), (0.5, 20.0), (1.0, 20.0), (1.0, 60.0))
 """In turn: this share of the runs, of the rows whose run costs no more seconds than this."""
 
 COST_S: Final[Mapping[str, float]] = {
@@ -59,6 +59,7 @@ SABOTEUR_COST_S: Final[Mapping[str, float]] = {
     "no-compute": 2.0,
     "proxies-elsewhere": 3.0,
     "canned-text": 15.0,
+    "honest-every-other-process": 50.0,
 }
 """Where a saboteur's run costs something else than an honest one."""
 FRESH: Final = ("G4-HAIKU", "G4-GENUINE-MEMORY", "G4-GENUINE-MODELFILE", *PACED)

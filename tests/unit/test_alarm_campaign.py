@@ -55,11 +55,18 @@ def test_rows_run_where_they_show_something() -> None:
 
 
 def test_a_schedule_hands_out_every_run_once_the_cheap_ones_first() -> None:
-    schedule = Schedule([CHEAT, TIMED], 8, cuda=False, given=Counter({CHEAT.name: 1}))
+    schedule = Schedule([CHEAT, TIMED], 20, cuda=False, given=Counter({CHEAT.name: 1}))
     units = iter(lambda: schedule.unit(CPU), None)
     given = [(unit.row.name, unit.runs) for unit in units if unit is not None]
     first, second = CHEAT.name, TIMED.name
-    assert given == [(first, 1), (second, 2), (first, 6), (second, 2), (second, 4)]
+    assert given == [
+        (first, 1),
+        (second, 2),
+        (first, 18),
+        (second, 5),
+        (second, 3),
+        *[(second, 5)] * 2,
+    ]
 
 
 def test_a_gpu_takes_the_dearest_row_and_leaves_a_cpu_those_it_cannot_run() -> None:
