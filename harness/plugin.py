@@ -247,11 +247,18 @@ def engine(pytestconfig: pytest.Config) -> Iterator["RunningEngine"]:
 
 
 @pytest.fixture
-def launch_engine(
-    pytestconfig: pytest.Config,
-) -> Iterator["LaunchEngine"]:
+def launch_engine(pytestconfig: pytest.Config) -> Iterator["LaunchEngine"]:
     """`launch_engine(*args, model=None, env=None)` launches more; all end with the test."""
-    session = _session(pytestconfig)
+    yield from _launching(_session(pytestconfig))
+
+
+@pytest.fixture(scope="module")
+def launch_for_module(pytestconfig: pytest.Config) -> Iterator["LaunchEngine"]:
+    """The same for engines that several tests share; all end with the module's last test."""
+    yield from _launching(_session(pytestconfig))
+
+
+def _launching(session: "GateSession") -> Iterator["LaunchEngine"]:
     running: list[RunningEngine] = []
 
     def launch(

@@ -7,6 +7,7 @@ the engine under test, `haikugate calibrate` to honest engines and to engines th
 import json
 import random
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ CHECK: Final = "G4-GENUINE-RESCORE"
 TEST: Final = "test_reference_accepts_every_token"
 EARLY, EARLY_AMONG = 4, 6
 BETWEEN_S: Final = 31.0
+NO_PAUSE_S: Final = 1e-3
 ENOUGH: Final = 6
 """So many requests that part from their replay leave no doubt; the replay ends there."""
 
@@ -84,6 +86,19 @@ class Rescoring:
         """The requests in their order, those together that are sent at once."""
         planned = self.planned
         return [group for _, group in at_once(planned, self.due_s[: len(planned)])]
+
+    @property
+    def n_first(self) -> int:
+        """How many are asked first: EARLY_AMONG, and what is due with the last of them."""
+        return bisect_right(self.due_s, self.due_s[EARLY_AMONG - 1])
+
+    def due_within(self, between_s: float) -> list[float]:
+        """When each is due if so much time lies between the early ones and the tail; no pauses: 0.
+
+        What is due at one moment stays so, and nothing else comes to be.
+        """
+        factor = max(between_s, NO_PAUSE_S) / BETWEEN_S
+        return [moment_s * factor for moment_s in self.due_s]
 
     @classmethod
     def drawn(cls, nonce: str) -> "Rescoring":

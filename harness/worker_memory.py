@@ -1,9 +1,9 @@
-"""Memory for several workers: each holds an engine, and at times another beside it."""
+"""Memory for several workers: each holds an engine, and at times two others beside it."""
 
 from harness.errors import UsageError
 
-ENGINES_PER_WORKER = 2
-"""The shared engine and one that a test launches."""
+ENGINES_PER_WORKER = 3
+"""The shared engine, the one of a long run, and one that a test launches."""
 ENGINE_BYTES = 512 << 20
 """What an engine and its harness hold beside the weights: code, KV cache, workspace."""
 COPIES = 2

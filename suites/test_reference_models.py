@@ -22,6 +22,7 @@ from suites import (
     test_tokenizers,
     test_utf8,
 )
+from suites.long_run import LongRun
 
 NAMES = tuple(model.name for model in models.registry().values() if "m0" in model.profiles)
 TOKENIZERS = {
@@ -145,8 +146,8 @@ def test_reference_accepts_every_token(
     calibration: str | None,
     observe: Observe,
 ) -> None:
-    told = (launch_reference, profile, nonce, calibration, observe)
-    test_genuine.test_reference_accepts_every_token(*told)
+    long_run = LongRun.begun(launch_reference(), nonce)
+    test_genuine.test_reference_accepts_every_token(long_run, profile, calibration, observe)
 
 
 @pytest.mark.check("G4-PERF-BASELINE", "G4-PERF-TTFT", "G4-PERF-ITL", "G4-PERF-RATE")

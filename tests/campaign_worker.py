@@ -1,5 +1,6 @@
 """A campaign's worker: a process that keeps to its cores and makes the runs it is given."""
 
+import secrets
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from harness.profiles import PROFILES
 from harness.reference import reference_engine
 from harness.rescoring import Replies, replies
 from suites import test_genuine, test_haiku
+from suites.long_run import LongRun
 from tests.campaign_plan import CUDA, HONEST, LOADED, RESCORE, Row
 from tests.campaign_results import Tally
 from tests.probe_run import busy_loops, check_of, command, judged, observed, observers_of, worse
@@ -136,6 +138,7 @@ class Stand:
         fixtures = {
             "engine": lambda: self._engine(own),
             "launch_engine": lambda: lambda: self._engine(own),
+            "long_run": lambda: LongRun.begun(self._engine(own), secrets.token_hex(16)),
             "profile": lambda: profile,
         }
         found: dict[str, Finding] = {}

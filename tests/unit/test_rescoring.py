@@ -145,3 +145,15 @@ def test_every_run_has_every_family() -> None:
         assert {"greedy", "sampled", "logprobs", "chat", "long", "ids", "whole"} <= set(run.kinds)
         prompts = [request.get("prompt") for request in run.requests]
         assert len(set(prompts)) < len(prompts) - 4
+
+
+def test_without_pauses_the_same_are_sent_at_once() -> None:
+    for run in RUNS:
+        assert run.n_first in range(EARLY_AMONG, EARLY_AMONG + MOST_TOGETHER)
+        for between_s in (-9.0, 0.0, 7.5, BETWEEN_S):
+            due = run.due_within(between_s)
+            assert [list(g) for _, g in groupby(range(len(due)), due.__getitem__)] == [
+                list(g) for _, g in groupby(range(len(due)), run.due_s.__getitem__)
+            ]
+            between = due[len(run.requests)] - due[run.n_first - 1]
+            assert between == pytest.approx(max(0.0, between_s), abs=2e-3)
