@@ -40,6 +40,7 @@ from harness.traffic import (
     greedy,
     max_tokens,
     near,
+    reproducible,
 )
 from harness.traffic import seed as drawn_seed
 from harness.vocabulary import Vocabulary
@@ -78,6 +79,21 @@ def first_requests_first(request: pytest.FixtureRequest) -> None:
     """Re-scoring, where it is asked for, begins before the probes: their time passes for it."""
     if any("long_run" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("long_run")
+
+
+@pytest.mark.check("G4-GENUINE-PROCESS")
+def test_every_process_answers_alike(
+    engine: RunningEngine, launch_engine: LaunchEngine, nonce: str, observe: Observe
+) -> None:
+    draw = Challenge(nonce, "G4-GENUINE-PROCESS").draw()
+    drawn = (fresh(draw, kind) for kind in ("greedy", "sampled", "logprobs", "chat") * 2)
+    requests = [request for request in drawn if reproducible(request)]
+    other = launch_engine()
+    shared = [engine.client.execute(**request) for request in requests]
+    launched = [other.client.execute(**request) for request in requests]
+    facts = [(one.process_facts() or {}) for one in (engine, other)]
+    pids: list[Json] = [one.get("pid") for one in facts]
+    observe(shared=shared, launched=launched, pids=pids)
 
 
 @pytest.mark.check("G4-GENUINE-CACHE")

@@ -4,12 +4,25 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from harness.judges.rule import body, exchange, exchanges, fact, judge, limit, need, passed
-from harness.judges.stream import finished
+from harness.judges.rule import (
+    Unseen,
+    body,
+    by_test,
+    exchange,
+    exchanges,
+    fact,
+    judge,
+    limit,
+    need,
+    passed,
+)
+from harness.judges.stream import finished, parts_at, same_requests
 from harness.observation import Exchange, Finding, Json, Judge, Limits, Observation
 from harness.significance import signed_rank_p
+from harness.traffic import reproducible
 
 NATIVE: Final = "native"
+LEAST_ALIKE: Final = 6
 
 
 def _duration_s(seen: Exchange) -> float:
@@ -98,6 +111,25 @@ def process(observation: Observation, limits: Limits) -> Finding:
     strange = [c for c in connections if not c.startswith(("127.", "::1", "[::1]"))]
     need(not strange, f"the engine holds connections to {strange[:2]}")
     return passed("one process over the whole run", pid=before["pid"])
+
+
+@judge
+def every_process(observation: Observation, limits: Limits) -> Finding:
+    """The process that most probes share says what another one of the engine says."""
+    first, second = fact(observation, "pids")
+    if first is None or first == second:
+        raise Unseen(f"processes {first} and {second}: wanted two")
+    pairs = list(
+        zip(exchanges(observation, "shared"), exchanges(observation, "launched"), strict=True)
+    )
+    for number, (ours, other) in enumerate(pairs, 1):
+        if not reproducible(same_requests((ours, other), f"request {number}")):
+            raise Unseen(f"request {number} may be answered otherwise each time")
+        at = parts_at(finished(ours), finished(other))
+        need(at is None, f"request {number}: two processes of the engine part at token {at}")
+    if len(pairs) < LEAST_ALIKE:
+        raise Unseen(f"{len(pairs)} requests, wanted {LEAST_ALIKE}")
+    return passed(f"two processes answer {len(pairs)} requests alike")
 
 
 def _reported(observation: Observation) -> Mapping[str, Json]:
@@ -191,7 +223,12 @@ JUDGES: Final[Mapping[str, Judge]] = {
     "G4-GENUINE-CACHE": cache,
     "G4-GENUINE-COALESCE": coalesce,
     "G4-GENUINE-SHAPE": shape,
-    "G4-GENUINE-PROCESS": process,
+    "G4-GENUINE-PROCESS": by_test(
+        {
+            "test_reference_accepts_every_token": process,
+            "test_every_process_answers_alike": every_process,
+        }
+    ),
     "G4-GENUINE-MEMORY": memory,
     "G4-GENUINE-PHYSICS": physics,
     "G4-GENUINE-MODELFILE": model_file,

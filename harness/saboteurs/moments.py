@@ -1,6 +1,9 @@
 """Saboteurs that are honest only at the right moment, and cheat at all others."""
 
+import os
+import tempfile
 import time
+from pathlib import Path
 
 from harness.saboteurs.proxy import Body, Saboteur
 
@@ -76,6 +79,25 @@ class HonestWhileScoring(CheatsLater):
     def honest(self, body: Body) -> bool:
         """Near a scoring request."""
         return time.monotonic() - self.scored_s < 5
+
+
+class HonestEveryOtherProcess(CheatsLater):
+    """Counts its processes, so that the one launched to be re-scored may be an honest one."""
+
+    name = "honest-every-other-process"
+    cheat = "honest in every other process that is launched; the rest drop a quarter of each prompt"
+    caught_by = "G4-GENUINE-PROCESS"
+
+    def __init__(self) -> None:
+        super().__init__()
+        count = Path(tempfile.gettempdir()) / f"haikugate-processes-of-{os.getppid()}"
+        with count.open("a") as file:
+            file.write(".")
+        self.is_honest = count.stat().st_size % 2 == 1
+
+    def honest(self, body: Body) -> bool:
+        """By the number of its process."""
+        return self.is_honest
 
 
 class ProbeDetection(CheatsLater):

@@ -1,5 +1,7 @@
 """Saboteurs that tell a test from a client by what a request asks for, not by its words."""
 
+from starlette.responses import Response, StreamingResponse
+
 from harness.saboteurs.moments import CheatsLater
 from harness.saboteurs.proxy import Body, Events, Saboteur
 
@@ -41,11 +43,17 @@ class CheatsUnderLoad(CheatsLater):
 
     def honest(self, body: Body) -> bool:
         """Alone."""
-        return self.running == 0
+        return self.running == 1
+
+    async def execute(self, body: Body, headers: dict[str, str]) -> Response:
+        """Count what runs, from its arrival."""
+        self.running += 1
+        answer = await super().execute(body, headers)
+        self.running -= not isinstance(answer, StreamingResponse)
+        return answer
 
     async def events(self, body: Body, events: Events) -> Events:
-        """Count what runs."""
-        self.running += 1
+        """To its end."""
         try:
             async for event in events:
                 yield event

@@ -27,7 +27,8 @@ def judged(check: str, limits: dict[str, float] | None = None, **named: Any) -> 
     }
     facts = {k: v for k, v in named.items() if k not in seen}
     name = f"G4-GENUINE-{check}"
-    return JUDGES[name](Observation(name, "test", 1, seen, facts), limits or {})
+    test = facts.pop("test", "test_reference_accepts_every_token")
+    return JUDGES[name](Observation(name, test, 1, seen, facts), limits or {})
 
 
 def fails(found: Finding, says: str) -> None:
@@ -131,6 +132,27 @@ def test_process(change: dict[str, Any], says: str) -> None:
 
 def test_a_process_that_is_gone_is_no_evidence() -> None:
     assert judged("PROCESS", before=BEFORE, after=None).verdict == Verdict.ERROR
+
+
+def processes(launched: Sequence[int], n: int = 6, **changed: Any) -> Finding:
+    """Requests answered by two processes; the last of the second one's answers may differ."""
+    fields = {"max_tokens": 4, "temperature": 0.0, **changed.pop("sent", {})}
+
+    def said(ids: Sequence[int], side: int) -> list[Exchange]:
+        sent = [{"prompt": f"p{i}", "job_id": f"{i} {side}", **fields} for i in range(n)]
+        told = [[1, 2]] * (n - 1) + [list(ids)]
+        return [stream(events(["x"] * 2, s, ids=i), s) for s, i in zip(sent, told, strict=True)]
+
+    named = {"shared": said([1, 2], 0), "launched": said(launched, 1), "pids": [7, 8], **changed}
+    return judged("PROCESS", test="test_every_process_answers_alike", **named)
+
+
+def test_two_processes_of_an_engine_answer_alike() -> None:
+    assert processes([1, 2]).verdict == Verdict.PASS
+    fails(processes([1, 3]), "request 6: two processes of the engine part at token 1")
+    assert processes([1, 2], pids=[7, 7]).verdict == Verdict.ERROR
+    assert processes([1, 2], n=5).verdict == Verdict.ERROR
+    assert processes([1, 2], sent={"temperature": 0.9}).verdict == Verdict.ERROR
 
 
 MIB = 1 << 20
