@@ -83,17 +83,17 @@ def first_requests_first(request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.check("G4-GENUINE-PROCESS")
 def test_every_process_answers_alike(
-    engine: RunningEngine, launch_engine: LaunchEngine, nonce: str, observe: Observe
+    engine: RunningEngine, long_run: LongRun, nonce: str, observe: Observe
 ) -> None:
+    """The process that is re-scored vouches for the one that the other probes share."""
     draw = Challenge(nonce, "G4-GENUINE-PROCESS").draw()
     drawn = (fresh(draw, kind) for kind in ("greedy", "sampled", "logprobs", "chat") * 2)
     requests = [request for request in drawn if reproducible(request)]
-    other = launch_engine()
     shared = [engine.client.execute(**request) for request in requests]
-    launched = [other.client.execute(**request) for request in requests]
-    facts = [(one.process_facts() or {}) for one in (engine, other)]
+    rescored = [long_run.engine.client.execute(**request) for request in requests]
+    facts = [(one.process_facts() or {}) for one in (engine, long_run.engine)]
     pids: list[Json] = [one.get("pid") for one in facts]
-    observe(shared=shared, launched=launched, pids=pids)
+    observe(shared=shared, rescored=rescored, pids=pids)
 
 
 @pytest.mark.check("G4-GENUINE-CACHE")

@@ -115,12 +115,12 @@ def process(observation: Observation, limits: Limits) -> Finding:
 
 @judge
 def every_process(observation: Observation, limits: Limits) -> Finding:
-    """The process that most probes share says what another one of the engine says."""
+    """The process that most probes share says what the re-scored one says."""
     first, second = fact(observation, "pids")
     if first is None or first == second:
         raise Unseen(f"processes {first} and {second}: wanted two")
     pairs = list(
-        zip(exchanges(observation, "shared"), exchanges(observation, "launched"), strict=True)
+        zip(exchanges(observation, "shared"), exchanges(observation, "rescored"), strict=True)
     )
     for number, (ours, other) in enumerate(pairs, 1):
         if not reproducible(same_requests((ours, other), f"request {number}")):

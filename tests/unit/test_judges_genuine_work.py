@@ -134,7 +134,7 @@ def test_a_process_that_is_gone_is_no_evidence() -> None:
     assert judged("PROCESS", before=BEFORE, after=None).verdict == Verdict.ERROR
 
 
-def processes(launched: Sequence[int], n: int = 6, **changed: Any) -> Finding:
+def processes(rescored: Sequence[int], n: int = 6, **changed: Any) -> Finding:
     """Requests answered by two processes; the last of the second one's answers may differ."""
     fields = {"max_tokens": 4, "temperature": 0.0, **changed.pop("sent", {})}
 
@@ -143,7 +143,7 @@ def processes(launched: Sequence[int], n: int = 6, **changed: Any) -> Finding:
         told = [[1, 2]] * (n - 1) + [list(ids)]
         return [stream(events(["x"] * 2, s, ids=i), s) for s, i in zip(sent, told, strict=True)]
 
-    named = {"shared": said([1, 2], 0), "launched": said(launched, 1), "pids": [7, 8], **changed}
+    named = {"shared": said([1, 2], 0), "rescored": said(rescored, 1), "pids": [7, 8], **changed}
     return judged("PROCESS", test="test_every_process_answers_alike", **named)
 
 
