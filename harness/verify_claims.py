@@ -1,8 +1,10 @@
 """Steps 4 to 10 of verify: what the bundle claims, worked out again."""
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 from harness.errors import BundleError, HaikugateError
 from harness.installation import edited_files
@@ -56,7 +58,7 @@ def check_verdicts(case: Case) -> str:
     if recomputed_trace(case.bundle, case.options.checklists) != case.bundle.trace:
         raise _differs(case, "trace.json: differs from what the ledger and the checklists give")
     wanted, got = recomputed_checks(case.bundle, case.options.checklists), case.bundle.checks
-    if wanted == got:
+    if _same(wanted, got):
         return f"{len(wanted['checks'])} verdicts recomputed: {wanted['verdict_line']}"
     raise _differs(case, f"checks.json: {_difference(wanted, got)}")
 
@@ -68,16 +70,27 @@ def _differs(case: Case, message: str) -> HaikugateError:
     return BundleError(message)
 
 
+def _same(wanted: Any, got: Any) -> bool:
+    """Equal, fractions to nine digits: other processors and Pythons end exp and sum otherwise."""
+    if isinstance(wanted, Mapping) and isinstance(got, Mapping):
+        return wanted.keys() == got.keys() and all(_same(wanted[k], got[k]) for k in wanted)
+    if isinstance(wanted, list | tuple) and isinstance(got, list | tuple):
+        return len(wanted) == len(got) and all(map(_same, wanted, got))
+    if isinstance(wanted, float) and isinstance(got, float | int):
+        return math.isclose(wanted, got, rel_tol=1e-9)
+    return bool(wanted == got)
+
+
 def _difference(wanted: Mapping[str, Json], got: Mapping[str, Json]) -> str:
     claimed = {check.get("id"): check for check in got.get("checks", [])}
     for check in wanted["checks"]:
         claim = claimed.get(check["id"], {})
         if claim.get("verdict") != check["verdict"]:
             return f"{check['id']}: wanted {check['verdict']}, got {claim.get('verdict')}"
-        if claim != check:
-            odd = [name for name in check if claim.get(name) != check[name]]
+        if not _same(check, claim):
+            odd = [name for name in check if not _same(check[name], claim.get(name))]
             return f"{check['id']}: {', '.join(odd)} differs from what the records give"
-    odd = [name for name in wanted if wanted[name] != got.get(name)] + sorted(
+    odd = [name for name in wanted if not _same(wanted[name], got.get(name))] + sorted(
         set(got) - set(wanted)
     )
     return f"{', '.join(odd)}: differs from what the records give"

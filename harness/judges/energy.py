@@ -1,5 +1,6 @@
 """The judge of energy: a sensor's joules for each token, above what the device takes when idle."""
 
+import math
 from typing import Final
 
 from harness.judges.rule import Unseen, body, exchange, exchanges, fact, judge, limit, need, passed
@@ -40,7 +41,7 @@ def _watts(sensed: Json, least_s: float, name: str) -> float:
     seconds, joules = sensed["seconds"], sensed["joules"]
     need(seconds >= least_s, f"{name}: {seconds:.1f} s were sensed, at least {least_s:g} s")
     need(bool(joules), f"{name}: the sensor told nothing")
-    total: float = sum(joules.values())
+    total = math.fsum(joules.values())
     need(total > 0, f"{name}: {total} J in {seconds:.1f} s")
     return total / float(seconds)
 

@@ -68,7 +68,7 @@ def _top(token: TokenEvent) -> list[tuple[int, float]]:
     rows = [(row["id"], row["logprob"]) for row in token.raw["top"]]
     values = [logprob for _, logprob in rows]
     need(values == sorted(values, reverse=True), "alternatives are not best first")
-    need(sum(map(math.exp, values)) <= 1 + SLACK, "the alternatives' probabilities exceed 1")
+    need(math.fsum(map(math.exp, values)) <= 1 + SLACK, "the alternatives' probabilities exceed 1")
     return rows
 
 
@@ -95,7 +95,7 @@ def _top_k(observation: Observation, limits: Limits) -> Finding:
 def _top_p(observation: Observation, limits: Limits) -> Finding:
     def rule(token: TokenEvent, sent: Mapping[str, Any]) -> bool:
         better = [p for id_, p in _top(token) if id_ != token.token_id]
-        mass = sum(math.exp(p) for p in better if p > token.raw["logprob"] + SLACK)
+        mass = math.fsum(math.exp(p) for p in better if p > token.raw["logprob"] + SLACK)
         return bool(mass < sent["top_p"] + SLACK)
 
     return _every_token(observation, "top_p", rule)
@@ -170,7 +170,7 @@ def _distribution(observation: Observation, limits: Limits) -> Finding:
     strange = [id_ for id_ in drawn if id_ not in rows]
     need(not strange, f"token {strange[:1]} is outside the top {sent['top_k']}")
     weights = {id_: math.exp(p / sent["temperature"]) for id_, p in rows.items()}
-    total = sum(weights.values())
+    total = math.fsum(weights.values())
     expected = {id_: len(runs) * w / total for id_, w in weights.items()}
     p_value = chi_square_p(*_pooled(drawn, expected))
     bound = limit(limits, "p_value")
@@ -188,7 +188,7 @@ def _pooled(
     wanted = [expected[id_] for id_ in big]
     if small:
         seen.append(float(sum(drawn.get(id_, 0) for id_ in small)))
-        wanted.append(sum(expected[id_] for id_ in small))
+        wanted.append(math.fsum(expected[id_] for id_ in small))
     return seen, wanted
 
 
@@ -196,7 +196,7 @@ def chi_square_p(seen: Sequence[float], wanted: Sequence[float]) -> float:
     """The p-value of Pearson's χ² (Wilson–Hilferty's normal approximation)."""
     need(len(seen) >= 3, "fewer than three outcomes are likely: nothing can be told")
     degrees = len(seen) - 1
-    statistic = sum((s - w) ** 2 / w for s, w in zip(seen, wanted, strict=True))
+    statistic = math.fsum((s - w) ** 2 / w for s, w in zip(seen, wanted, strict=True))
     spread = 2 / (9 * degrees)
     z = ((statistic / degrees) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
     return 0.5 * math.erfc(z / math.sqrt(2))

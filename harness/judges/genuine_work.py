@@ -1,5 +1,6 @@
 """Probes of work really done: paired timings, process, memory, physics, the open model file."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -197,7 +198,7 @@ def _tokens_per_s(jobs: Sequence[Exchange]) -> float:
     steps = sum(len(stream.tokens) for stream in streams) - len(spans_ns)
     if sum(spans_ns) > 0:
         return steps * 1e9 / sum(spans_ns)
-    return sum(stream.tokens_out for stream in streams) / sum(_duration_s(job) for job in jobs)
+    return sum(stream.tokens_out for stream in streams) / math.fsum(map(_duration_s, jobs))
 
 
 def _compute_floor_s(weights_bytes: int, limits: Limits) -> float:

@@ -80,7 +80,8 @@ def has_chunks(seen: Observation, limits: Limits) -> Finding:
     """A judge: every recorded exchange has a body."""
     bodies = [len(e.body) for exchanges in seen.exchanges.values() for e in exchanges]
     verdict = Verdict.PASS if bodies and all(bodies) else Verdict.FAIL
-    return Finding(verdict, f"{sum(bodies)} bytes", {"bytes": sum(bodies)})
+    numbers = {"bytes": sum(bodies), "kib": sum(bodies) / 1024}
+    return Finding(verdict, f"{sum(bodies)} bytes", numbers)
 
 
 JUDGES = {check.id: has_chunks for check in CHECKS}

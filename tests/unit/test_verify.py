@@ -249,6 +249,13 @@ def claim_numbers(bundle: Path) -> None:
     edited(bundle, "checks.json", edit)
 
 
+def claim_fraction(bundle: Path, more: float = 1e-7) -> None:
+    def edit(checks: dict) -> None:
+        checks["checks"][0]["tests"][0]["numbers"]["kib"] += more
+
+    edited(bundle, "checks.json", edit)
+
+
 def drop_check(bundle: Path) -> None:
     edited(bundle, "checks.json", lambda checks: checks["checks"].pop())
 
@@ -320,6 +327,7 @@ def odd_metadata(bundle: Path) -> None:
         (claim_pass, "G1-HTTP-SSE: wanted fail, got pass"),
         (claim_certified, "certified: differs"),
         (claim_numbers, "G1-HTTP-SSE: tests differs"),
+        (claim_fraction, "G1-HTTP-SSE: tests differs"),
         (drop_check, "not the checks in scope: G1-KERNEL-EMBED"),
         (claim_checklist, "gate1.toml is not the checklist installed here"),
         (claim_suite, "suites/x.py: not the file installed here"),
@@ -345,6 +353,15 @@ def test_a_forgery_signed_again_is_caught_by_recomputing(tmp_path: Path, attack,
     attack(bundle)
     reseal(bundle)
     assert said in failures(bundle), failures(bundle)
+
+
+def test_the_last_bit_of_a_fraction_may_be_another_machines(bundle: Path) -> None:
+    """exp() and sum() end otherwise on other processors and other Pythons."""
+    before = (bundle / "checks.json").read_bytes()
+    claim_fraction(bundle, 1e-15)
+    assert (bundle / "checks.json").read_bytes() != before
+    reseal(bundle)
+    assert not [said for said in failures(bundle) if "tests differs" in said]
 
 
 def test_names_that_leave_the_folder_are_refused(bundle: Path) -> None:
