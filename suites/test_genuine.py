@@ -140,7 +140,7 @@ def test_clones_are_each_computed(engine: RunningEngine, nonce: str, observe: Ob
         alike = (request["max_tokens"],) * 2
         clones += _together(engine, [request] * GROUP)
         others += _together(engine, [greedy(draw, alike) for _ in range(GROUP)])
-    tokens = max_tokens(draw, AVERAGE)
+    tokens = max_tokens(draw, (88, LONGEST))
     hot = {"prompt": opening(draw), "max_tokens": tokens, "temperature": draw.choice((1.1, 1.2))}
     unseeded = _together(engine, [hot] * GROUP)
     observe(clones=clones, others=others, unseeded=unseeded, group_size=GROUP)
