@@ -140,12 +140,16 @@ class WorkerHooks:
             return {id_: [[verdict.value, message]] for id_ in collected.checks}
         shown: dict[str, list[list[str]]] = {}
         for id_, finding in self.session.findings.get(collected.nodeid, []):
-            shown.setdefault(id_, []).append([finding.verdict.value, finding.message])
+            verdict, message = finding.verdict, finding.message
+            if self.session.only_reported(id_):
+                verdict, message = Verdict.NOT_APPLICABLE, f"reported, not judged: {message}"
+            shown.setdefault(id_, []).append([verdict.value, message])
         return shown
 
     def _show_findings(self, collected: Collected, report: pytest.TestReport) -> None:
-        """A test whose observation does not pass is shown as failed; the ledger says it ran."""
-        found = self.session.findings.get(collected.nodeid, [])
+        """A test whose judged observation fails is shown as failed; the ledger says it ran."""
+        findings = self.session.findings.get(collected.nodeid, [])
+        found = [(id_, f) for id_, f in findings if not self.session.only_reported(id_)]
         lines = [f"{id_}: {f.verdict}: {f.message}" for id_, f in found if f.verdict != "pass"]
         passed = {id_ for id_, f in found if f.verdict == "pass"}
         if not passed >= {id_ for id_, _ in found}:

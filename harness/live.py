@@ -10,7 +10,13 @@ from harness.gate_hooks import PROPERTY, WorkerHooks
 from harness.observation import Verdict
 from harness.outcome import worst
 
-_SIGNS = {Verdict.PASS: "✓", Verdict.NOT_RUN: "–", Verdict.ERROR: "!", Verdict.FAIL: "✗"}
+_SIGNS = {
+    Verdict.PASS: "✓",
+    Verdict.NOT_APPLICABLE: "·",
+    Verdict.NOT_RUN: "–",
+    Verdict.ERROR: "!",
+    Verdict.FAIL: "✗",
+}
 
 
 class LiveChecks:

@@ -2,7 +2,14 @@
 
 import pytest
 
-from tests.unit.gate_project import ALL_PASS, GateProject, changed
+from tests.unit.gate_project import (
+    ALL_PASS,
+    SUITE,
+    GateProject,
+    changed,
+    check_toml,
+    write_checklists,
+)
 
 
 def test_a_gate_whose_every_check_passes_is_certified(project: GateProject) -> None:
@@ -68,3 +75,18 @@ def test_a_folder_elsewhere_given_to_an_option_hides_nothing_of_the_project(
     assert result.ret == 0, result.stdout.str()
     (bundle,) = elsewhere.iterdir()
     assert '"nodeid":"suites/test_gates.py::test_two"' in (bundle / "attempts.ndjson").read_text()
+
+
+def test_what_is_only_reported_fails_no_test(project: GateProject) -> None:
+    speed = check_toml("G4-THREE", {"cuda": ["test_speed"], "any": ["test_speed"]})
+    speed = speed.replace('where = ["cuda", "any"]', 'where = ["cuda"]\nreported = ["any"]')
+    write_checklists(project.folder / "checklists", extra=speed)
+    slow = '@pytest.mark.check("G4-THREE")\ndef test_speed(observe):\n    observe(verdict="fail")\n'
+    project.suite(f"{SUITE}\n{slow}")
+    result = project.run()
+    assert result.ret == 0
+    result.assert_outcomes(passed=6)
+    (check,) = [check for check in project.bundle.checks["checks"] if check["id"] == "G4-THREE"]
+    assert check["verdict"] == "not_applicable"
+    assert "numbers reported, not judged" in check["message"]
+    assert check["tests"][0]["verdict"] == "fail", "and yet it is told"
