@@ -291,22 +291,44 @@ def _compute(
 
 
 def _lower_gates(results: Sequence[CheckResult], context: JudgeContext) -> Finding:
-    missing = [gate for gate in (1, 2, 3) if not _gate_holds(gate, results, context)]
-    if not missing:
-        return Finding(Verdict.PASS, "gates 1 to 3 are certified for the same digests and profile")
-    names = ", ".join(str(gate) for gate in missing)
-    return Finding(Verdict.NOT_RUN, f"not certified: gate {names}")
+    lower = (1, 2, 3)
+    missing = [gate for gate in lower if not _lower_gate_holds(gate, results, context)]
+    if missing:
+        return Finding(Verdict.NOT_RUN, f"not certified: gate {_listed(missing)}")
+    said = "gates 1 to 3 are certified for the same digests and profile"
+    if empty := [gate for gate in lower if _asks_nothing(gate, results, context)]:
+        said += f"; of gate {_listed(empty)} nothing is applicable"
+    return Finding(Verdict.PASS, said)
 
 
-def _gate_holds(gate: int, results: Sequence[CheckResult], context: JudgeContext) -> bool:
-    if gate in context.lower_gates:
-        return True
-    verdicts = [result.verdict for result in results if result.gate == gate]
-    return _all_hold(verdicts)
+def _listed(gates: Sequence[int]) -> str:
+    return ", ".join(str(gate) for gate in gates)
+
+
+def _lower_gate_holds(gate: int, results: Sequence[CheckResult], context: JudgeContext) -> bool:
+    """A gate below of which nothing is applicable asks nothing; the one asked for may not be so."""
+    return (
+        gate in context.lower_gates
+        or _all_hold(_verdicts_of(gate, results))
+        or _asks_nothing(gate, results, context)
+    )
+
+
+def _asks_nothing(gate: int, results: Sequence[CheckResult], context: JudgeContext) -> bool:
+    verdicts = _verdicts_of(gate, results)
+    return gate not in context.lower_gates and bool(verdicts) and not _judged(verdicts)
+
+
+def _verdicts_of(gate: int, results: Sequence[CheckResult]) -> list[Verdict]:
+    return [result.verdict for result in results if result.gate == gate]
+
+
+def _judged(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    return [verdict for verdict in verdicts if verdict != Verdict.NOT_APPLICABLE]
 
 
 def _all_hold(verdicts: Sequence[Verdict]) -> bool:
-    judged = [verdict for verdict in verdicts if verdict != Verdict.NOT_APPLICABLE]
+    judged = _judged(verdicts)
     return bool(judged) and all(v in (Verdict.PASS, Verdict.WAIVED) for v in judged)
 
 
@@ -314,10 +336,13 @@ def judge_gate(context: JudgeContext, results: Sequence[CheckResult]) -> GateRes
     """CERTIFIED only if every applicable check holds, one at least was judged, and none blocks."""
     counted = Counter(result.verdict for result in results)
     counts = {verdict.value: counted[verdict] for verdict in Verdict}
-    lower = [g for g in range(1, context.gate) if not _gate_holds(g, results, context)]
+    below = range(1, context.gate)
+    lower = [gate for gate in below if not _lower_gate_holds(gate, results, context)]
     blockers = context.blockers
     if not context.areas and lower:
-        blockers += (f"gate {', '.join(map(str, lower))} is not certified",)
+        blockers += (f"gate {_listed(lower)} is not certified",)
+    if not context.areas and not _judged(_verdicts_of(context.gate, results)):
+        blockers += (f"of gate {context.gate} nothing is applicable",)
     holds = _all_hold([result.verdict for result in results]) and not blockers
     return GateResult(
         scope=f"area {' '.join(context.areas)}" if context.areas else f"gate {context.gate}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.errors import LaunchError, UsageError
 from harness.launch import Launcher, LaunchSpec, RunningEngine
 from harness.observation import Json
 
@@ -127,6 +127,11 @@ class EngineUnderTest:
         env: Mapping[str, str] | None = None,
     ) -> RunningEngine:
         """Launch one engine with further arguments; raises LaunchError."""
+        if self.options.launcher == "attach" and (args or model or env):
+            raise LaunchError(
+                f"engine at {self.options.url}: attached, so it cannot be launched again with"
+                f" {' '.join(args) or 'another model or environment'}"
+            )
         spec = self.spec(model)
         return self.launcher.launch(
             replace(spec, args=(*spec.args, *args), env={**spec.env, **(env or {})})

@@ -72,6 +72,6 @@ def test_a_cheat_is_caught(
 
 
 def test_the_honest_proxy_is_not(tmp_path: Path) -> None:
-    tests = "official_client or seeds_are_honoured or stream_equals_whole"
+    tests = "official_client or seeds_are_honoured or stream_equals_whole or test_baseline"
     found = verdicts("honest-proxy", tests, tmp_path)
     assert found == dict.fromkeys(("G1-API-OPENAI", "G4-GENUINE-STREAM", "G4-GENUINE-SEED"), "pass")

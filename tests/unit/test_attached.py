@@ -73,6 +73,22 @@ def test_what_runs_there_is_judged_and_its_process_is_not(
     assert project.bundle.metadata["engine"]["url"] == url
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"), [('"--kv-cache-mb", "4"', "--kv-cache-mb 4"), ("env={'A': 'b'}", "another")]
+)
+def test_what_it_cannot_be_launched_with_is_an_error_and_no_verdict(
+    project: GateProject, url: str, asked: str, said: str
+) -> None:
+    suite = SUITE.replace(
+        "test_two(observe):", f"test_two(observe, launch_engine):\n    launch_engine({asked})"
+    )
+    project.suite(suite)
+    result = project.run("--engine-url", url)
+    assert result.ret == 1
+    assert project.verdicts()["G1-TWO"] == "error"
+    result.stdout.fnmatch_lines([f"*attached, so it cannot be launched again with {said}*"])
+
+
 def test_where_nobody_answers_every_check_is_an_error(project: GateProject) -> None:
     project.suite(SUITE)
     url = f"http://127.0.0.1:{free_port()}"

@@ -196,6 +196,21 @@ def test_a_gate_needs_those_below_it() -> None:
     assert judge_gate(replace(two, lower_gates=frozenset({1})), upper).certified
 
 
+def test_a_gate_below_that_asks_nothing_stops_nobody() -> None:
+    """An engine of OpenAI's API shows nothing of gate 3, and is certified for what it shows."""
+    two = replace(CPU, gate=2)
+    nothing, upper = results("not_applicable", "not_applicable"), results("pass", gate=2)
+    assert judge_gate(two, nothing + upper).certified
+    assert not judge_gate(two, results("not_applicable", "not_run") + upper).certified
+
+
+def test_a_gate_of_which_nothing_is_applicable_is_no_certificate() -> None:
+    two = replace(CPU, gate=2)
+    result = judge_gate(two, results("pass") + results("not_applicable", gate=2))
+    assert not result.certified
+    assert result.blockers == ("of gate 2 nothing is applicable",)
+
+
 def test_a_blocker_stops_a_certificate() -> None:
     result = judge_gate(replace(ONE, blockers=("the run was interrupted",)), results("pass"))
     assert not result.certified
