@@ -9,6 +9,8 @@ from typing import Final
 
 from packaging.requirements import Requirement
 
+from harness.manifest import source_files
+
 LOADERS: Final = frozenset(
     {"CDLL", "LoadLibrary", "find_library", "dlopen", "import_module", "__import__"}
 )
@@ -43,12 +45,7 @@ def _needs(dist: Distribution, *, all_extras: bool) -> Iterator[str]:
 
 def project_files(root: Path, packages: tuple[str, ...]) -> list[Path]:
     """The files of these packages, without caches."""
-    return sorted(
-        path
-        for package in packages
-        for path in (root / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    )
+    return sorted(path for package in packages for path in source_files(root / package))
 
 
 def imported_modules(files: list[Path]) -> list[str]:

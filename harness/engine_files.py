@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from harness.manifest import digest_file
+from harness.manifest import digest_file, source_files
 
 LOCATE_S: Final = 30.0
 MAX_SCRIPT_BYTES: Final = 1 << 16
@@ -30,7 +30,6 @@ print(json.dumps(found))
 """
 _IMPORT: Final = re.compile(rb"^\s*(?:from|import)\s+([A-Za-z_]\w*)", re.MULTILINE)
 _SHEBANG: Final = re.compile(rb"^#!\s*(\S*python[\w.]*)\s")
-_BYTECODE: Final = frozenset({".pyc", ".pyo"})
 
 
 def command_files(command: Sequence[str]) -> dict[str, str]:
@@ -81,6 +80,5 @@ def _tree(name: str, location: Path) -> dict[str, str]:
         return {f"{name}/{location.name}": digest_file(location)}
     return {
         f"{name}/{path.relative_to(location).as_posix()}": digest_file(path)
-        for path in sorted(location.rglob("*"))
-        if path.is_file() and path.suffix not in _BYTECODE
+        for path in source_files(location)
     }

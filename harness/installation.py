@@ -8,13 +8,12 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from harness.environment import harness_version
-from harness.manifest import digest_file
+from harness.manifest import digest_file, is_compiled, source_files
 from harness.observation import Json
 
 _ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("harness", "suites", "engine", "kernels")
 """What judges and what is judged by: the reference engine is part of the harness."""
-_LEFT_OUT = {".pyc", ".nbi", ".nbc"}
 
 
 def own_modules() -> dict[str, str]:
@@ -28,9 +27,8 @@ def own_modules() -> dict[str, str]:
 
 def package_files(package: str) -> dict[str, str]:
     """SHA-256 of every file of a top-level package, by path below the installation."""
-    root = _ROOT / package
-    files = (path for path in root.rglob("*") if path.is_file() and path.suffix not in _LEFT_OUT)
-    return {path.relative_to(_ROOT).as_posix(): digest_file(path) for path in sorted(files)}
+    files = source_files(_ROOT / package)
+    return {path.relative_to(_ROOT).as_posix(): digest_file(path) for path in files}
 
 
 def wheel_files() -> dict[str, str]:
@@ -52,7 +50,7 @@ def edited_files() -> list[str]:
     """Files of this installation that are not as its wheel lists them, added ones included."""
     listed = wheel_files()
     found: dict[str, str] = installation()["files"] if listed else {}
-    names = sorted({name for name in listed if Path(name).suffix not in _LEFT_OUT} | set(found))
+    names = sorted({name for name in listed if not is_compiled(Path(name))} | set(found))
     return [name for name in names if listed.get(name) != found.get(name)]
 
 

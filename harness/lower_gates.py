@@ -22,7 +22,8 @@ def certified_gates(
     """The gates below the one asked for that bundles in the folder certify.
 
     A bundle counts if it verifies under a trusted key, was certified, and is about the same
-    profile, launcher, engine digest and model digests. Raises BundleError if there is no folder.
+    profile, launcher, kind of engine, engine digest and model digests. Raises BundleError if there
+    is no folder.
     """
     if not folder.is_dir():
         raise BundleError(f"--gate-bundles {folder}: no such folder")
@@ -48,6 +49,7 @@ def _gates(
         metadata["profile"] == context.profile
         and metadata["signer"]["kind"] != "ephemeral"
         and metadata["engine"]["launcher"] == context.launcher
+        and metadata["engine"]["kind"] == context.engine_kind
         and engine["digest"] is not None
         and metadata["engine"]["digest"] == engine["digest"]
         and metadata["engine"]["command"] == engine["command"]

@@ -5,7 +5,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from harness.errors import BundleError
@@ -136,6 +136,20 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
             if len(found) + len(pending) > MAX_FILES:
                 raise BundleError(f"{root.name}: more than {MAX_FILES} files")
     yield from sorted(found)
+
+
+_COMPILED = frozenset({".pyc", ".pyo", ".nbi", ".nbc"})
+
+
+def is_compiled(path: PurePath) -> bool:
+    """Whether a file below a tree is a cache that Python, pytest or Numba made of its sources."""
+    return "__pycache__" in path.parts or path.suffix in _COMPILED
+
+
+def source_files(tree: Path) -> list[Path]:
+    """The files below a folder, sorted, without what was compiled of them."""
+    found = (path for path in tree.rglob("*") if not is_compiled(path.relative_to(tree)))
+    return sorted(path for path in found if path.is_file())
 
 
 def digest_file(path: Path) -> str:

@@ -50,6 +50,8 @@ def test_bytecode_is_no_part_of_it(package: Path) -> None:
     command = (sys.executable, "-m", "someone.cli")
     before = command_files(command)
     (package / "cli.pyc").write_bytes(b"\0")
+    (package / "__pycache__").mkdir(exist_ok=True)
+    (package / "__pycache__" / "cli.cpython-311.pyc.4711").write_bytes(b"\0")
     assert command_files(command) == before
 
 

@@ -50,6 +50,14 @@ def test_edited_added_and_removed_files_are_named(site: Path) -> None:
 
 def test_bytecode_is_left_out(site: Path) -> None:
     (site / "harness" / "extra.pyc").write_bytes(b"")
+    cache = site / "harness" / "__pycache__"
+    cache.mkdir(exist_ok=True)
+    for name in (
+        "x.cpython-311-pytest-9.2.0.pyo",
+        "x.cpython-311-pytest-9.2.0.pyc.4711",
+        "x.1.nbc",
+    ):
+        (cache / name).write_bytes(b"")
     assert edited_files() == []
 
 
