@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.errors import LaunchError, ModelFileError
+from harness.errors import LaunchError
 from harness.launch import LaunchSpec
 from harness.launch.docker import ENGINE_COMMAND, DockerLauncher
 from harness.launch.docker_daemon import connect
@@ -25,6 +25,7 @@ from harness.launch.docker_owner import OWNER
 from harness.launch.docker_seal import DockerOptions, confinement
 from harness.launch.process import file_sha256
 from harness.observation import Exchange
+from tests.default_model import DEFAULT_MODEL
 
 IMAGE = os.environ.get("HAIKUGATE_DOCKER_IMAGE", "haikugate-engine:ci")
 
@@ -290,12 +291,7 @@ def test_the_image_is_what_its_definition_says(client: Any) -> None:
 
 @pytest.fixture(scope="module")
 def real_model() -> Path:
-    from harness import models
-
-    try:
-        return models.resolve("smollm2-135m-instruct")
-    except ModelFileError as error:
-        pytest.skip(str(error))
+    return DEFAULT_MODEL
 
 
 def test_the_reference_engine_generates_in_a_sealed_container(

@@ -10,6 +10,7 @@ from harness.checklist import load_checklists
 from harness.cli import app
 from harness.errors import LaunchError, UsageError
 from harness.gpu_lock import lock_gpus
+from harness.installation import own_modules
 from harness.plugin import OPTIONS
 from harness.under_test import EngineOptions, EngineUnderTest, refuse_conflicts
 from tests.unit.gate_project import SUITE, GateProject, write_checklists
@@ -202,9 +203,9 @@ def test_its_engine_sees_that_gpu_alone(tmp_path: Path) -> None:
     for worker, index in enumerate(("2", "5", "2")):
         options = EngineOptions("gpu", gpus=("2", "5"), worker=worker)
         spec = EngineUnderTest(options).spec(model)
-        assert spec.env["CUDA_VISIBLE_DEVICES"] == index
+        assert spec.env == {"CUDA_VISIBLE_DEVICES": index, **own_modules()}
         assert spec.command[-2:] == ("--device", "cuda:0")
-    assert "CUDA_VISIBLE_DEVICES" not in EngineUnderTest(EngineOptions("cpu")).spec(model).env
+    assert EngineUnderTest(EngineOptions("cpu")).spec(model).env == own_modules()
     in_docker = EngineOptions("gpu", launcher="docker", gpus=("2", "5"), worker=1)
     assert EngineUnderTest(in_docker).spec(model).env == {}
 

@@ -142,7 +142,6 @@ def test_sampling_depends_on_the_seed_alone(runtime: cpu.CpuRuntime) -> None:
     assert draw() == first
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the goldens are not made")
 def test_the_greedy_path_is_the_oracles_teacher_forced(runtime: cpu.CpuRuntime) -> None:
     positions = excused = 0
     for case in json.loads(GOLDENS.read_text())["cases"]:
