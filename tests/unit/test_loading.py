@@ -70,10 +70,11 @@ def test_a_bad_text_ends_the_copying_of_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     told: Calls = []
-    refused = threading.Event()
+    copying, refused = threading.Event(), threading.Event()
     read_text = loading._read_text
 
     def read(file: GGUFFile) -> Any:
+        assert copying.wait(WAIT_S)
         try:
             return read_text(file)
         finally:
@@ -81,6 +82,7 @@ def test_a_bad_text_ends_the_copying_of_weights(
 
     def load(file: Any, program: Any, options: Any, progress: Progress) -> FakeRuntime:
         progress(0, 10)
+        copying.set()
         assert refused.wait(WAIT_S)
         for _ in range(1000 * WAIT_S):  # the future is done only a moment after the text is
             progress(1, 10)
