@@ -96,9 +96,11 @@ class Recording:
             self._closed_ns = time.monotonic_ns()
 
     def connect(self, connection: socket.socket | None) -> None:
-        """Note the connection, so that `disconnect` can break it."""
+        """Note the connection, so that `disconnect` can break it, also where that came first."""
         self._socket = connection
         self.connected.set()
+        if self._closed_ns is not None and connection is not None:
+            _shut(connection)
 
     def disconnect(self) -> int:
         """Close the connection as a client that goes away; returns when, in monotonic ns."""

@@ -10,6 +10,8 @@ from starlette.responses import Content, Response, StreamingResponse
 from harness.saboteurs.proxy import Body, Events, Saboteur, ServerEvent
 from harness.saboteurs.stream_shape import changed
 
+EVENT_STREAM = {"content-type": "text/event-stream"}
+
 
 def request_key(body: Body) -> str:
     """What makes two requests the same to a cache: everything but the job's id."""
@@ -62,22 +64,37 @@ class Coalescing(Saboteur):
         super().__init__()
         self.running: dict[str, asyncio.Future[list[ServerEvent]]] = {}
 
-    async def events(self, body: Body, events: Events) -> Events:
-        """The first of equal requests runs; the others wait for its answer."""
-        key = request_key({k: v for k, v in body.items() if k != "seed"})
+    async def execute(self, body: Body, headers: dict[str, str]) -> Response:
+        """The first of equal requests runs; the others wait for its answer, never passed on."""
+        key = _key_without_seed(body)
         if key in self.running:
-            for event in await asyncio.shield(self.running[key]):
-                shown = event.type == "started"
-                yield changed(event, job_id=body["job_id"]) if shown else event
-            return
+            return StreamingResponse(_copied(self.running[key], body), 200, EVENT_STREAM)
         self.running[key] = asyncio.get_running_loop().create_future()
+        answered = await super().execute(body, headers)
+        if answered.status_code != 200:
+            self.running.pop(key).set_result([])
+        return answered
+
+    async def events(self, body: Body, events: Events) -> Events:
+        """Keep the answer for those that wait."""
         seen = []
         try:
             async for event in events:
                 seen.append(event)
                 yield event
         finally:
-            self.running.pop(key).set_result(seen)
+            self.running.pop(_key_without_seed(body)).set_result(seen)
+
+
+def _key_without_seed(body: Body) -> str:
+    return request_key({name: value for name, value in body.items() if name != "seed"})
+
+
+async def _copied(first: "asyncio.Future[list[ServerEvent]]", body: Body) -> AsyncIterator[bytes]:
+    """The first one's events under this request's job id."""
+    for event in await asyncio.shield(first):
+        shown = event.type == "started"
+        yield (changed(event, job_id=body["job_id"]) if shown else event).encode()
 
 
 class Contamination(Saboteur):

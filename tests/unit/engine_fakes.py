@@ -74,11 +74,13 @@ class FakeSequence:
 
 @dataclass
 class FakeRuntime:
-    """Says `script` again and again; each token and each of 100 prefill steps takes a while."""
+    """Says `script` again and again; a job stays in the phase `hold` until `released` or ended."""
 
     script: Sequence[int] = tuple(b"hello world ")
     token_s: float = 0.0
-    prefill_s: float = 0.0
+    hold: str = ""
+    holding: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
     error_at: dict[int, Exception] = field(default_factory=dict)
     residency_error: Exception | None = None
     open_sequences: int = 0
@@ -107,9 +109,8 @@ class FakeRuntime:
         self, sequence: KvSequence, token_ids: Sequence[int], checkpoint: Checkpoint
     ) -> None:
         self.prefilled += 1
-        for _ in range(100 if self.prefill_s else 1):
-            checkpoint()
-            time.sleep(self.prefill_s / 100)
+        checkpoint()
+        self._stay("prefill", checkpoint)
 
     def tokens(
         self, sequence: KvSequence, sampling: SamplingParams, checkpoint: Checkpoint
@@ -117,12 +118,19 @@ class FakeRuntime:
         index = 0
         while True:
             checkpoint()
+            if index == 2:
+                self._stay("decode", checkpoint)
             if index in self.error_at:
                 raise self.error_at.pop(index)
             time.sleep(self.token_s)
             top = tuple((i, -1.0 - i) for i in range(sampling.logprobs or 0))
             yield SampledToken(self.script[index % len(self.script)], -0.5, top)
             index += 1
+
+    def _stay(self, phase: str, checkpoint: Checkpoint) -> None:
+        while self.hold == phase and not self.released.wait(0.002):
+            self.holding.set()
+            checkpoint()
 
     def score(
         self, prompt_ids: Sequence[int], completion_ids: Sequence[int], checkpoint: Checkpoint
@@ -155,7 +163,7 @@ def serving(
     *,
     api_key: str | None = None,
     max_tokens_out: int = 2048,
-    inference_timeout_s: float = 30.0,
+    inference_timeout_s: float = 3600.0,
     residency_check_s: float = 0.0,
 ) -> Iterator[Serving]:
     """Serve a fake model on a free loopback port, from a thread."""
@@ -202,7 +210,7 @@ def serving(
     finally:
         worker.drain()
         worker.queue.cancel_running("the test is over")
-        worker.join(5)
+        worker.join(60)
         server.stop()
-        thread.join(5)
+        thread.join(60)
         listener.close()

@@ -13,11 +13,12 @@ import httpx
 import openai
 import pytest
 
+from engine import server
 from engine.errors import DeviceError, OutOfMemory
 from tests.unit.engine_fakes import FakeRuntime, Serving, serving
 
 HTTP = httpx.Client(
-    verify=False, trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)
+    verify=False, trust_env=False, timeout=120, limits=httpx.Limits(max_keepalive_connections=0)
 )
 
 
@@ -35,10 +36,10 @@ def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
     return [(b[0].removeprefix("event: "), json.loads(b[1].removeprefix("data: "))) for b in blocks]
 
 
-def in_background(s: Serving, n: int, **fields: Any) -> list[httpx.Response]:
+def in_background(s: Serving, *job_ids: str, **fields: Any) -> list[httpx.Response]:
     answers: list[httpx.Response] = []
-    for index in range(n):
-        body = {"job_id": f"b{index}", **fields}
+    for job_id in job_ids:
+        body = {"job_id": job_id, **fields}
         threading.Thread(target=_answer_into, args=(answers, s, body), daemon=True).start()
     return answers
 
@@ -48,7 +49,7 @@ def _answer_into(answers: list[httpx.Response], s: Serving, body: dict[str, Any]
         answers.append(execute(s, **body))
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+def until(condition: Callable[[], Any], timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
@@ -145,16 +146,19 @@ def test_nan_is_refused_by_name() -> None:
 
 
 def test_the_queue_holds_sixteen_and_duplicates_are_refused() -> None:
-    with serving(FakeRuntime(token_s=0.02)) as s:
-        answers = in_background(s, 17, max_tokens=20)
+    with serving(FakeRuntime(hold="decode")) as s:
+        running = in_background(s, "running")
+        until(s.runtime.holding.is_set)
+        waiting = in_background(s, *(f"b{index}" for index in range(16)))
         until(lambda: s.worker.queue.depth == 16)
         full = execute(s)
         assert (full.status_code, full.json()["retriable"]) == (503, True)
         assert int(full.headers["retry-after"]) >= 1
         duplicate = execute(s, job_id="b3")
         assert (duplicate.status_code, duplicate.json()["code"]) == (409, "DUPLICATE_JOB")
-        until(lambda: len(answers) == 17, 30)
-        assert {answer.status_code for answer in answers} == {200}
+        s.runtime.released.set()
+        until(lambda: len(running + waiting) == 17)
+        assert {answer.status_code for answer in running + waiting} == {200}
         assert execute(s, job_id="b3").status_code == 200
 
 
@@ -209,37 +213,33 @@ def test_the_key_is_needed_on_every_route() -> None:
 
 @pytest.mark.parametrize("phase", ["queued", "prefill", "decode"])
 def test_cancel_takes_effect_at_once_in_each_phase(phase: str) -> None:
-    slow = FakeRuntime(token_s=0.005, prefill_s=1.0 if phase == "prefill" else 0.0)
-    with serving(slow) as s:
-        answers = in_background(s, 2 if phase == "queued" else 1, max_tokens=2000)
-        until(lambda: s.runtime.prefilled == 1)
+    with serving(FakeRuntime(hold="prefill" if phase == "prefill" else "decode")) as s:
+        wanted, answers = "running", in_background(s, "running")
+        until(s.runtime.holding.is_set)
         if phase == "queued":
+            wanted, answers = "waiting", in_background(s, "waiting")
             until(lambda: s.worker.queue.depth == 1)
-        running = next(x["job_id"] for x in s.lines if x["event"] == "execute_start")
-        wanted = running if phase != "queued" else {"b0": "b1", "b1": "b0"}[running]
-        time.sleep(0.05)
         assert post(s, "/cancel", job_id=wanted).status_code == 202
         until(lambda: answers)
         events = events_of(answers[0].text)
         assert events[0][0] == "started"
         assert (events[-1][0], events[-1][1]["code"]) == ("error", "CANCELLED")
         assert post(s, "/cancel", job_id=wanted).status_code == 202
-        post(s, "/cancel", job_id=running)
+        post(s, "/cancel", job_id="running")
         until(lambda: s.runtime.open_sequences == 0)
 
 
 @pytest.mark.parametrize("phase", ["queued", "prefill", "decode"])
 def test_a_client_that_leaves_ends_its_job_in_each_phase(phase: str) -> None:
-    slow = FakeRuntime(token_s=0.005, prefill_s=1.0 if phase == "prefill" else 0.0)
-    with serving(slow) as s:
+    with serving(FakeRuntime(hold="prefill" if phase == "prefill" else "decode")) as s:
         if phase == "queued":
-            in_background(s, 1, max_tokens=2000)
-            until(lambda: s.runtime.prefilled == 1)
-        body = json.dumps({"job_id": "gone", "prompt": "x", "max_tokens": 2000}).encode()
+            in_background(s, "running")
+            until(s.runtime.holding.is_set)
+        body = json.dumps({"job_id": "gone", "prompt": "x", "max_tokens": 4}).encode()
         with socket.create_connection(s.address) as connection:
             connection.sendall(raw_request("/execute", body))
             connection.recv(1000)
-            time.sleep(0.05)
+            until(s.runtime.holding.is_set)
         until(lambda: any(x["event"] == "cancel" and x["job_id"] == "gone" for x in s.lines))
 
 
@@ -289,7 +289,9 @@ def test_tokens_generated_counts_what_was_seen() -> None:
         assert "worker_tokens_generated_total 7.0" in HTTP.get(s.url + "/metrics").text
 
 
-def test_a_reader_that_stalls_does_not_stall_others() -> None:
+def test_a_reader_that_stalls_does_not_stall_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for the time after which it is cut off, which here never comes."""
+    monkeypatch.setattr(server, "STALL_TIMEOUT_S", 3600.0)
     with serving(FakeRuntime(token_s=0.0002)) as s:
         body = {"job_id": "stalled", "prompt": "x", "max_tokens": 2048, "logprobs": 20}
         with socket.socket() as stalled:
@@ -297,9 +299,7 @@ def test_a_reader_that_stalls_does_not_stall_others() -> None:
             stalled.connect(s.address)
             stalled.sendall(raw_request("/execute", json.dumps(body).encode()))
             until(lambda: s.runtime.prefilled == 1)
-            begun = time.monotonic()
             assert events_of(execute(s).text)[-1][0] == "end"
-            assert time.monotonic() - begun < 8
 
 
 def test_a_thousand_idle_connections_do_not_stop_service() -> None:
@@ -318,7 +318,7 @@ def test_a_thousand_idle_connections_do_not_stop_service() -> None:
 
 def test_new_work_is_refused_while_the_last_job_ends() -> None:
     with serving(FakeRuntime(token_s=0.01)) as s:
-        answers = in_background(s, 1, max_tokens=40)
+        answers = in_background(s, "last", max_tokens=40)
         until(lambda: s.runtime.prefilled == 1)
         assert post(s, "/shutdown").status_code == 202
         assert s.stop_requests == ["shutdown"]

@@ -21,7 +21,9 @@ Script = Callable[[socket.socket, bytes], None]
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-One: 1\r\nConnection: close\r\n\r\n"
 )
-LIMITS = TransportLimits(total_s=1.0, connect_s=1.0, wire_bytes=200_000)
+WAIT_S = 60.0
+LIMITS = TransportLimits(total_s=WAIT_S, connect_s=WAIT_S, wire_bytes=200_000)
+BRIEF = TransportLimits(total_s=1.0, connect_s=WAIT_S, wire_bytes=200_000)
 
 
 class _Handler(socketserver.BaseRequestHandler):
@@ -67,13 +69,20 @@ def forever(piece: bytes, pause_s: float = 0.0, head: bytes = HEAD) -> Script:
 
 
 def test_everything_is_recorded() -> None:
-    def script(connection: socket.socket, request: bytes) -> None:
-        connection.sendall(HEAD)
-        for piece in (b"data: a\n\n", b"data: \xff\x00\n\n"):
-            time.sleep(0.05)
-            connection.sendall(piece)
+    """The second piece is sent only after the first was seen, so that none reads them as one."""
+    first_seen = threading.Event()
 
-    exchange = fetch(script)
+    def script(connection: socket.socket, request: bytes) -> None:
+        connection.sendall(HEAD + b"data: a\n\n")
+        assert first_seen.wait(WAIT_S)
+        time.sleep(0.05)
+        connection.sendall(b"data: \xff\x00\n\n")
+
+    with serving(script) as url:
+        live = Http(Endpoint(url), LIMITS).open(
+            "POST", "/execute", b'{"a":1}', on_event=lambda _: first_seen.set()
+        )
+        exchange = live.finish(WAIT_S)
     assert (exchange.method, exchange.path, exchange.request_body) == (
         "POST",
         "/execute",
@@ -131,8 +140,8 @@ def test_everything_is_recorded() -> None:
 )
 def test_a_hostile_server_is_bounded(script: Script, says: str) -> None:
     started = time.monotonic()
-    exchange = fetch(script)
-    assert time.monotonic() - started < 3.0
+    exchange = fetch(script, BRIEF if "not over after" in says else LIMITS)
+    assert time.monotonic() - started < WAIT_S / 2
     assert exchange.error is not None
     assert exchange.closed_ns is not None
     assert any(part in exchange.error for part in says.split("|")), exchange.error
@@ -181,19 +190,28 @@ def test_over_a_unix_socket(tmp_path: Path) -> None:
 
 
 def test_nothing_stays_open_where_nobody_listens(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     silent = str(tmp_path / "nobody.sock")
-    places = (Endpoint("http://engine", uds=silent), Endpoint(f"http://127.0.0.1:{port}"))
-    clients = [Http(place, LIMITS) for place in places]
-    before = os.listdir("/proc/self/fd")
-    for client in clients:
-        for _ in range(20):
-            exchange = client.exchange("GET", "/health")
-            assert (exchange.status, exchange.closed_by) == (None, "server")
-            assert exchange.error is not None
-            assert exchange.error.startswith("Connect")
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        places = (Endpoint("http://engine", uds=silent), Endpoint(url))
+        clients = [Http(place, LIMITS) for place in places]
+        before = open_files()
+        for client in clients:
+            for _ in range(20):
+                exchange = client.exchange("GET", "/health")
+                assert (exchange.status, exchange.closed_by) == (None, "server")
+                assert exchange.error is not None
+                assert exchange.error.startswith("Connect")
+        assert open_files() <= before  # a server of an earlier test may close its own meanwhile
+
+
+def open_files() -> set[str]:
+    links = set()
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            links.add(os.readlink(f"/proc/self/fd/{number}"))
+    return links
 
 
 def test_a_live_exchange_shows_events_and_can_be_left() -> None:
@@ -210,17 +228,17 @@ def test_a_live_exchange_shows_events_and_can_be_left() -> None:
         gone.set()
 
     with serving(script) as url:
-        live = Http(Endpoint(url), TransportLimits(total_s=20.0)).open(
+        live = Http(Endpoint(url), LIMITS).open(
             "POST", "/execute", b"{}", on_event=lambda timed: seen.append(timed.event.type)
         )
-        assert live.wait_connected(5.0)
-        third = live.wait_for("token", 5.0, count=3)
+        assert live.wait_connected(WAIT_S)
+        third = live.wait_for("token", WAIT_S, count=3)
         assert third is not None
         assert live.wait_for("end", 0.05) is None
         assert not live.done
         left_ns = live.disconnect()
-        exchange = live.finish(5.0)
-        assert gone.wait(5.0)
+        exchange = live.finish(WAIT_S)
+        assert gone.wait(WAIT_S)
     assert live.done
     assert seen == ["started", "token", "token", "token"]
     assert (exchange.closed_by, exchange.closed_ns) == ("client", left_ns)
@@ -271,3 +289,13 @@ def test_nothing_is_recorded_after_the_client_left() -> None:
     seen = recording.exchange()
     assert seen.body == b"before"
     assert seen.closed_ns == left_ns >= seen.chunks[-1].arrival_ns
+
+
+def test_a_client_that_left_before_the_connection_stood_breaks_it_too() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.settimeout(WAIT_S)
+        recording = Recording()
+        recording.disconnect()
+        recording.connect(ours)
+        assert theirs.recv(1) == b""
