@@ -72,11 +72,11 @@ class NvmlPowerMeter:
         """Start polling in a thread."""
         self._joules = dict.fromkeys(self._handles, 0.0)
         self._stopping.clear()
-        self._thread = threading.Thread(target=self._poll, name="energy", daemon=True)
+        first = time.monotonic(), self._read_w()
+        self._thread = threading.Thread(target=self._poll, args=first, name="energy", daemon=True)
         self._thread.start()
 
-    def _poll(self) -> None:
-        before_s, before_w = time.monotonic(), self._read_w()
+    def _poll(self, before_s: float, before_w: dict[str, float]) -> None:
         stopping = False
         while not stopping:
             stopping = self._stopping.wait(POLL_INTERVAL_S)

@@ -117,7 +117,7 @@ class Container:
         if self._exit is None:
             duration_s = time.monotonic() - self._started
             state = self._killed()
-            self._log.join(2.0)
+            self._log.join()
             remove(self._container)
             self._exit = ExitFacts(
                 code=state.code,
@@ -134,9 +134,9 @@ class Container:
         """What it printed, newest lines last."""
         return self._log.lines()
 
-    def drain(self, timeout_s: float) -> None:
+    def drain(self) -> None:
         """Wait for the last output of a container that has ended."""
-        self._log.join(timeout_s)
+        self._log.join()
 
     def usage(self) -> dict[str, Json]:
         """The container's own counters, for where its processes cannot be seen from here."""

@@ -146,7 +146,7 @@ class DockerEngine:
         return self.uds is None or Path(self.uds).exists()
 
     def _exited_early(self) -> LaunchError:
-        self._container.drain(1.0)
+        self._container.drain()
         state = self._container.state()
         how = f"exited with code {state.code}"
         if state.oom_killed:

@@ -12,6 +12,8 @@ MAX_LINES: Final = 50_000
 MAX_LINE_BYTES: Final = 64 << 10
 MAX_STREAM_BYTES: Final = 8 << 20
 MAX_FILE_BYTES: Final = 64 << 20
+DRAIN_S: Final = 20.0
+"""How long the last output may take; only a stray that holds a pipe open makes anyone wait so."""
 
 
 class LogCapture:
@@ -41,10 +43,11 @@ class LogCapture:
         with self._lock:
             return self._streams[name].decode("utf-8", errors="replace")
 
-    def join(self, timeout_s: float) -> None:
+    def join(self, timeout_s: float = DRAIN_S) -> None:
         """Wait until the pipes have ended, and close the file whether they have or not."""
+        deadline = monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(max(0.0, deadline - monotonic()))
         with self._lock:
             file, self._file = self._file, None
         if file is not None:

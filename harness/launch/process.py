@@ -187,7 +187,7 @@ class ProcessEngine:
         self._kill_group()
         self._process.wait()
         self._guardian.release()
-        self._log.join(2.0)
+        self._log.join()
         atexit.unregister(self._kill_group)
         return ExitFacts(
             code=self._process.returncode,
@@ -215,7 +215,8 @@ class ProcessEngine:
             )
 
     def _exited_early(self) -> LaunchError:
-        self._log.join(1.0)
+        self._kill_group()  # a child it leaves behind would hold its output open
+        self._log.join()
         text = f"{self._name()}: exited with code {self._process.returncode} before it was ready"
         kind = LaunchError if self.uds or _bindable(self.port) else _PortTakenError
         return kind(text + self._said())

@@ -1,13 +1,13 @@
 """A gate run against an engine that already runs somewhere: `--engine-url`."""
 
 import json
+import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
 
-from harness.launch.process import free_port
 from tests.unit.gate_project import CHECKS, GateProject
 
 SUITE = """
@@ -91,8 +91,10 @@ def test_what_it_cannot_be_launched_with_is_an_error_and_no_verdict(
 
 def test_where_nobody_answers_every_check_is_an_error(project: GateProject) -> None:
     project.suite(SUITE)
-    url = f"http://127.0.0.1:{free_port()}"
-    result = project.run("--engine-url", url, "--ready-timeout", "0.5")
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        result = project.run("--engine-url", url, "--ready-timeout", "0.5")
     assert result.ret == 1
     assert project.verdicts()["G1-ONE"] == "error"
     result.stdout.fnmatch_lines(["*no answer within 0.5 s; start it first*"])

@@ -359,6 +359,7 @@ def test_the_health_check_asks_where_the_engine_listens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, code: int
 ) -> None:
     monkeypatch.setattr(Health, "status", status)
+    monkeypatch.setattr(docker_health, "TIMEOUT_S", 120.0)
     path = tmp_path / "e.sock"
     line = tmp_path / "cmdline"
     line.write_bytes(b"/sbin/docker-init\0--\0haikugate-engine\0serve\0--uds\0%b\0" % bytes(path))

@@ -46,6 +46,9 @@ def test_no_sensor_means_unknown_energy_with_its_reason() -> None:
     assert meter.accuracy == "nothing to read"
 
 
+COUNTER_STEP_J = 0.001
+
+
 class _Nvml(SimpleNamespace):
     """A GPU that draws 50 W: its counter follows the clock."""
 
@@ -61,14 +64,16 @@ class _Nvml(SimpleNamespace):
 
 @pytest.mark.parametrize("meter_class", [NvmlCounterMeter, NvmlPowerMeter])
 def test_gpu_meters_agree_on_a_constant_load(meter_class: Any) -> None:
-    meter = meter_class(_Nvml(), (0, 1))
+    meter, moments = meter_class(_Nvml(), (0, 1)), [time.monotonic()]
     meter.start()
-    before_s = time.monotonic()
+    moments.append(time.monotonic())
     time.sleep(0.2)
+    moments.append(time.monotonic())
     joules = meter.stop()
-    took_s = time.monotonic() - before_s
+    moments.append(time.monotonic())
+    outer_s, inner_s = moments[3] - moments[0], moments[2] - moments[1]
     assert set(joules) == {"gpu0", "gpu1"}
-    assert joules["gpu0"] == pytest.approx(50 * took_s, rel=0.2)
+    assert 50 * inner_s - COUNTER_STEP_J <= joules["gpu0"] <= 50 * outer_s + COUNTER_STEP_J
 
 
 def test_a_gpu_that_is_not_there_gives_a_reason_not_a_number() -> None:

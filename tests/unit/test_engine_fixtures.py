@@ -23,6 +23,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 ENGINE_SUITE = """
 import pytest
+from harness.launch.logs import lines_after
 
 @pytest.mark.check("G1-ONE")
 @pytest.mark.parametrize("size", [1, 2])
@@ -32,7 +33,8 @@ def test_one(engine, observe, size):
 @pytest.mark.check("G1-TWO", "G2-ONE")
 def test_two(engine, launch_engine, observe):
     other = launch_engine("--further", "words")
-    observe(both=[engine.client.health(), other.client.health()], log=other.log_lines())
+    log = lines_after(other, "serving", 120.0)
+    observe(both=[engine.client.health(), other.client.health()], log=log)
 
 @pytest.mark.check("G3-ONE")
 def test_three(engine, observe, challenge, nonce, profile):

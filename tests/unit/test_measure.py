@@ -1,6 +1,5 @@
 """run_experiment with a backend whose clock is known, and sweeps over it."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,28 @@ class _Generation:
     token_ns: tuple[int, ...]
 
 
+class _Clock:
+    """A clock that only sleeping, and a microsecond for looking at it, moves on."""
+
+    def __init__(self) -> None:
+        self._now_ns = 10**15
+
+    def monotonic_ns(self) -> int:
+        self._now_ns += 1000
+        return self._now_ns
+
+    def monotonic(self) -> float:
+        return self.monotonic_ns() / 1e9
+
+    def sleep(self, seconds: float) -> None:
+        self._now_ns += round(seconds * 1e9)
+
+
 class _Paced:
     """Makes a token each 4 ms; counts what it is asked."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self._clock = clock
 
     asked: list[str]
     closed = False
@@ -37,10 +56,10 @@ class _Paced:
         self, prompt: str, *, max_tokens: int, temperature: float, seed: int
     ) -> _Generation:
         self.asked.append(prompt)
-        sent_ns, stamps = time.monotonic_ns(), []
+        sent_ns, stamps = self._clock.monotonic_ns(), []
         for _ in range(max_tokens):
-            time.sleep(STEP_S)
-            stamps.append(time.monotonic_ns())
+            self._clock.sleep(STEP_S)
+            stamps.append(self._clock.monotonic_ns())
         return _Generation(7, max_tokens, sent_ns, tuple(stamps))
 
     def flops(self, prompt_tokens: int, completion_tokens: int) -> tuple[int, int]:
@@ -52,7 +71,9 @@ class _Paced:
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> _Paced:
-    paced = _Paced()
+    clock = _Clock()
+    paced = _Paced(clock)
+    monkeypatch.setattr(measure, "time", clock)
     monkeypatch.setattr(measure, "open_backend", lambda name: paced)
     return paced
 

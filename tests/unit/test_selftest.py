@@ -1,10 +1,13 @@
 """The self-test's arithmetic: what counts as caught, as an alarm, and as proof."""
 
 import json
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -159,17 +162,34 @@ def test_the_markdown_says_what_is_unproven() -> None:
     assert "| unproven |" in as_markdown(qualification([NAME], [CLEAN]))
 
 
-def test_a_trial_that_does_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
+def test_a_trial_that_does_not_end_is_killed_with_its_children(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import harness.selftest
 
     told = tmp_path / "pid"
-    child = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    assert harness.selftest._run([sys.executable, "-c", parent], 3.0) is False
-    deadline = time.monotonic() + 5
-    while psutil.pid_exists(pid := int(told.read_text())) and time.monotonic() < deadline:
-        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            break
-        time.sleep(0.05)
-    else:
-        assert not psutil.pid_exists(pid)
+
+    class TimesOutOnceTheChildRuns(subprocess.Popen[bytes]):
+        def wait(self, timeout: float | None = None) -> int:
+            assert timeout is None or within(lambda: told.exists() and told.read_text())
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", TimesOutOnceTheChildRuns)
+    assert harness.selftest._run([sys.executable, "-c", parent], 0.1) is False
+    assert within(lambda: has_ended(int(told.read_text())))
+
+
+def within(condition: Callable[[], Any], timeout_s: float = 120.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(condition())
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -39,9 +39,9 @@ def test_every_architecture_has_a_tiny_model() -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_models_are_small_quick_and_the_same_by_seed(name: str, tmp_path: Path) -> None:
-    started = time.perf_counter()
+    started_s = time.thread_time()
     size = write_model(tmp_path / "a", name, seed=3)
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started_s < 1  # of the processor, however busy that is
     assert size == (tmp_path / "a").stat().st_size < 3_000_000
     write_model(tmp_path / "b", name, seed=3)
     write_model(tmp_path / "c", name, seed=4)

@@ -1,7 +1,6 @@
 """The recording transport: what it keeps, and how it bounds hostile servers."""
 
 import json
-import os
 import socket
 import socketserver
 import threading
@@ -16,6 +15,7 @@ from harness.clients.http import Http, answer, json_body
 from harness.errors import LaunchError
 from harness.observation import Exchange
 from harness.transport import REDACTED, Endpoint, Recording, TransportLimits
+from tests.unit.open_files import open_files
 
 Script = Callable[[socket.socket, bytes], None]
 HEAD = (
@@ -203,15 +203,7 @@ def test_nothing_stays_open_where_nobody_listens(tmp_path: Path) -> None:
                 assert (exchange.status, exchange.closed_by) == (None, "server")
                 assert exchange.error is not None
                 assert exchange.error.startswith("Connect")
-        assert open_files() <= before  # a server of an earlier test may close its own meanwhile
-
-
-def open_files() -> set[str]:
-    links = set()
-    for number in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            links.add(os.readlink(f"/proc/self/fd/{number}"))
-    return links
+        assert open_files() <= before
 
 
 def test_a_live_exchange_shows_events_and_can_be_left() -> None:

@@ -117,8 +117,10 @@ TWO = '@pytest.mark.check("G1-TWO", "G2-ONE")\ndef test_two(observe):'
             id="fixture error at the end",
         ),
         pytest.param(
-            changed('observe(seen="two")', "import time; time.sleep(30)"),
-            ("--timeout", "1", "--timeout-method", "signal"),
+            changed(TWO, "@pytest.mark.timeout(1)\n" + TWO).replace(
+                'observe(seen="two")', "import time; time.sleep(600)"
+            ),
+            ("--timeout", "600", "--timeout-method", "signal"),
             {"G1-TWO": "error", "G3-ONE": "pass"},
             id="timeout",
         ),
