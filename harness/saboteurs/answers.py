@@ -35,6 +35,10 @@ class CannedText(Saboteur):
     cheat = "answers every request with the same prepared text"
     caught_by = "G4-HAIKU"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: dict[int, str] = {}
+
     def text(self, body: Body) -> str:
         """What is answered."""
         return CANNED
@@ -42,15 +46,26 @@ class CannedText(Saboteur):
     async def execute(self, body: Body, headers: dict[str, str]) -> Response:
         """Stream the text as tokens of the real tokenizer."""
         self.n_jobs += 1
-        checked = await self.upstream.post("/execute", json={**body, "max_tokens": 1})
+        checked = await self.upstream.post("/execute", json=_shortened(body))
         if checked.status_code != 200:
             return Response(checked.content, checked.status_code, media_type="application/json")
         ids = (await self.post("/tokenize", {"text": self.text(body)}))["ids"]
-        pieces = [(await self.post("/detokenize", {"ids": [i]}))["text"] for i in ids]
-        wanted = int(body.get("max_tokens", 2048))
-        events = script(body, list(zip(pieces, ids, strict=True))[:wanted])
+        tokens = [(await self._piece(i), i) for i in ids]
+        events = script(body, tokens[: int(body.get("max_tokens", 2048))])
         encoded = (event.encode() for event in events)
         return StreamingResponse(encoded, media_type="text/event-stream")
+
+    async def _piece(self, token_id: int) -> str:
+        if token_id not in self.pieces:
+            found = await self.post("/detokenize", {"ids": [token_id]})
+            self.pieces[token_id] = found["text"]
+        return self.pieces[token_id]
+
+
+def _shortened(body: Body) -> Body:
+    """A request that is refused where `body` is, but for its length, and costs next to nothing."""
+    prompt = body.get("prompt")
+    return {**body, "max_tokens": 1} | ({"prompt": prompt[:8]} if isinstance(prompt, str) else {})
 
 
 class TemplateHaiku(CannedText):

@@ -21,13 +21,14 @@ MODULES = (
     deviation,
     identity,
     model_file,
+    state,
     moments,
     parameters,
     prompt,
     sampling,
-    state,
     stream_shape,
 )
+"""In the order of the matrix; of those that one check must catch, the first is the quick one."""
 
 
 def _saboteurs() -> Iterator[type[Saboteur]]:
