@@ -128,9 +128,9 @@ def main(n_files: int, seed: int, folder: Path) -> dict[str, object]:
         content = mutate(rng, *rng.choice(seeds))
         path.write_bytes(content)
         largest = max(largest, len(content))
-        started = time.perf_counter()
+        started = time.process_time()  # not of the clock: the machine may be busy
         message = load(path)
-        slowest_s = max(slowest_s, time.perf_counter() - started)
+        slowest_s = max(slowest_s, time.process_time() - started)
         long_lines += "\n" in message or len(message) > 600
         outcomes["refused" if message else "loaded"] += 1
     grown_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) * 1024

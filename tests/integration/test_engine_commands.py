@@ -6,14 +6,14 @@ import subprocess
 
 import gguf
 
-from tests.integration.engine_process import COMMAND, MODEL
+from tests.integration.engine_process import COMMAND, MODEL, WAIT_S
 
 PROMPT = "The capital of France is"
 
 
 def run(*arguments: str, said: str = "") -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=120, input=said
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=WAIT_S, input=said
     )
 
 
@@ -46,7 +46,7 @@ def test_ctrl_c_is_clean() -> None:
     assert process.stdout is not None
     process.stdout.read(1)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
     assert stderr.strip() == b""
 

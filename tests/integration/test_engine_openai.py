@@ -6,7 +6,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.integration.engine_process import MODEL, EngineProcess, text_of
+from tests.integration.engine_process import MODEL, WAIT_S, EngineProcess, text_of
 
 NAME = MODEL.stem
 PROMPT = "The capital of France is"
@@ -16,7 +16,7 @@ CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Name thre
 @pytest.fixture
 def client(engine: EngineProcess) -> Iterator[openai.OpenAI]:
     url = f"http://127.0.0.1:{engine.port}/v1"
-    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120) as client:
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=WAIT_S) as client:
         yield client
 
 

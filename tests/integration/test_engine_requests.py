@@ -213,7 +213,7 @@ def test_a_job_ends_in_each_phase_and_gives_its_memory_back(
     kept_bytes = engine.client.get("/health").json()["kv_bytes"]
     long = {"prompt": "Count:", "max_tokens": 2048, "temperature": 1.0, "seed": 1}
     if phase == "prefill":
-        long["prompt"] = "x y z " * 1900
+        long |= {"prompt": "x y z " * 2600, "max_tokens": 16}
     first = Stream(engine, job_id=f"{way}-{phase}", **long)
     jobs = [first]
     if phase == "queue":
@@ -269,6 +269,7 @@ def test_routes_and_methods_that_are_not_there(engine: EngineProcess) -> None:
 
 
 def test_health_tells_what_runs(engine: EngineProcess) -> None:
+    wait_until(lambda: engine.client.get("/health").json()["model_sha256"])
     health = engine.client.get("/health").json()
     with GGUFFile.open(MODEL) as file:
         assert health["quant_kind"] == file.quant_kind

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.integration.engine_process import COMMAND, MODEL, launched
+from tests.integration.engine_process import COMMAND, MODEL, WAIT_S, launched
 from tests.unit.gguf_files import entry, raw_file, written
 
 LIMIT_MB = 50
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=WAIT_S)
 
 
 def failed_start(*options: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.integration.engine_process import COMMAND, MODEL, launched, patience_s
+from tests.integration.engine_process import COMMAND, MODEL, exit_code, launched, wait_until
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\S+ (INFO|WARNING|ERROR) +([a-z_]+): ([^|]{1,100}) \| .*")
 
@@ -37,7 +37,7 @@ class Terminal:
         self.process.send_signal(number)
         self.read_until("")
         os.close(self._ours)
-        return self.process.wait(patience_s(5.0))
+        return exit_code(self.process)
 
 
 def screen(shown: str) -> list[str]:
@@ -94,10 +94,14 @@ def test_human_lines_in_a_file_have_no_control_characters(tmp_path: Path) -> Non
     with log.open("wb") as stderr:
         command = [*COMMAND, "serve", "-m", str(MODEL), "--port", "0", "--log-format", "human"]
         process = subprocess.Popen(command, stderr=stderr)
-    while "ready: " not in log.read_text():
+
+    def is_ready() -> bool:
         assert process.poll() is None
+        return "ready: " in log.read_text()
+
+    wait_until(is_ready)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(patience_s(5.0)) == 0
+    assert exit_code(process) == 0
     assert all(LINE.fullmatch(line) for line in log.read_text().splitlines())
 
 

