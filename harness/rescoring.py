@@ -4,7 +4,6 @@ Ordinary traffic that has every family of requests that black-box probes send: t
 the engine under test, `haikugate calibrate` to honest engines and to engines that cheat.
 """
 
-import json
 import random
 import time
 from bisect import bisect_right
@@ -17,6 +16,7 @@ from typing import Any, Final
 from harness import traffic
 from harness.challenge import Challenge
 from harness.clients import EngineClient
+from harness.clients.http import answer, told_ids
 from harness.clients.native import NativeClient
 from harness.judges.stream import WHOLE, answer_or_nothing, parts_at, read_or_nothing
 from harness.judges.stream import asked as asked_fields
@@ -234,11 +234,10 @@ class Asker:
 
     def _by_ids(self, request: Request) -> Request:
         """The prompt as token ids, with the first of those that answered it before."""
-        told = self.client.tokenize(request["prompt"], add_special=True)
+        prompt_ids = told_ids(self.client.tokenize(request["prompt"], add_special=True))
         own = self.said.get(request["prompt"], [])
         k = request.get("seed", request["max_tokens"]) % len(own) if own else 0
-        ids = [*json.loads(told.body or b"{}").get("ids", []), *own[:k]]
-        return {**_without_prompt(request), "prompt_ids": ids}
+        return {**_without_prompt(request), "prompt_ids": [*prompt_ids, *own[:k]]}
 
 
 def _without_prompt(request: Request) -> dict[str, Any]:
@@ -277,7 +276,7 @@ def score(client: EngineClient, request: Request, job: Exchange) -> Exchange:
     if "prompt_ids" in sent:
         ids = sent["prompt_ids"]
     else:
-        ids = json.loads(client.tokenize(sent["prompt"], add_special=True).body)["ids"]
+        ids = answer(client.tokenize(sent["prompt"], add_special=True))["ids"]
     return client.score(list(ids), read_or_nothing(job).ids)
 
 

@@ -1,13 +1,12 @@
 """Gate 4: cancelled jobs and clients that leave, in every phase of a job."""
 
-import json
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Any
 
 import pytest
 
-from harness.clients.http import LiveExchange
+from harness.clients.http import LiveExchange, told_object
 from harness.launch import RunningEngine
 from harness.observation import Exchange, Observe
 
@@ -230,7 +229,7 @@ def until_cancelled(client: Any, count: int) -> Exchange:
 
 def kv_bytes(seen: Exchange) -> int:
     """The KV bytes of a /health answer, for knowing when to stop asking."""
-    return int(json.loads(seen.body or b"{}").get("kv_bytes", 0))
+    return int(told_object(seen).get("kv_bytes", 0))
 
 
 def cancelled_count(seen: Exchange) -> int:

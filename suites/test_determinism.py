@@ -1,14 +1,14 @@
 """Gate 4: the same request gives the same bits, whatever ran before, beside or since."""
 
-import json
 from time import sleep
 from typing import Any
 
 import pytest
 
+from harness.clients.http import told_ids
+from harness.judges.stream import read_or_nothing
 from harness.launch import LaunchEngine, RunningEngine
 from harness.observation import Exchange, Observe
-from harness.sse import decode_events
 
 STORY = "Once upon a time, in a small village by the sea, there lived"
 SAMPLED: dict[str, Any] = {
@@ -108,7 +108,7 @@ def test_prefill_agrees_with_decode(engine: RunningEngine, observe: Observe) -> 
         live = client.start(**{**request, "logprobs": 20})
         streams.append(live.finish(60.0))
         prompts.append(client.tokenize(request["prompt"], add_special=True))
-        scores.append(client.score(ids_in(prompts[-1]), emitted(streams[-1])))
+        scores.append(client.score(told_ids(prompts[-1]), read_or_nothing(streams[-1]).ids))
     observe(streams=streams, prompts=prompts, scores=scores)
 
 
@@ -116,14 +116,3 @@ def test_prefill_agrees_with_decode(engine: RunningEngine, observe: Observe) -> 
 def test_other_seeds_differ(engine: RunningEngine, observe: Observe) -> None:
     request = {"prompt": STORY, "max_tokens": 24, "temperature": 1.0}
     observe(runs=[engine.client.execute(**request, seed=seed) for seed in range(40, 46)])
-
-
-def ids_in(seen: Exchange) -> list[int]:
-    """The ids of a /tokenize answer, for asking on; judges read it anew."""
-    return list(json.loads(seen.body or b"{}").get("ids", []))
-
-
-def emitted(seen: Exchange) -> list[int]:
-    """The token ids of a stream, for asking on; judges decode it anew."""
-    events = decode_events(seen.chunks, strict=False)
-    return [json.loads(timed.event.data)["id"] for timed in events if timed.event.type == "token"]

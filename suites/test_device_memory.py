@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.clients.http import told_object
 from harness.device_memory import held_by, read_gpus
 from harness.launch import LaunchEngine, Launcher, LaunchSpec, RunningEngine
 from harness.observation import Exchange, Json, Observe
@@ -187,9 +188,9 @@ def until(
 
 def has_digest(seen: Exchange) -> bool:
     """Whether /health tells the file's digest yet: it is computed beside the load."""
-    return bool(json.loads(seen.body or b"{}").get("model_sha256"))
+    return bool(told_object(seen).get("model_sha256"))
 
 
 def kv_bytes(seen: Exchange) -> int:
     """The KV bytes of a /health answer, for knowing when to stop asking."""
-    return int(json.loads(seen.body or b"{}").get("kv_bytes", 0))
+    return int(told_object(seen).get("kv_bytes", 0))

@@ -4,7 +4,6 @@ Every request is drawn from the run's nonce, and by harness/traffic.py, which dr
 requests too: no word and no parameter of a probe is one that re-scored requests do not have.
 """
 
-import json
 import random
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import pytest
 
 from harness.bandwidth import memory_bandwidth_bytes_per_s
 from harness.challenge import Challenge, opening, paragraph
+from harness.clients.http import told_ids
 from harness.clients.native import NativeClient
 from harness.judges.completion import Stream, spelled_ids
 from harness.judges.rule import Unseen
@@ -65,7 +65,7 @@ def is_native(engine: RunningEngine) -> bool:
 def prompt_ids(engine: RunningEngine, text: str) -> tuple[Exchange, list[int]]:
     """A prompt's token ids as the engine encodes it, with the exchange that told."""
     seen = engine.client.tokenize(text, add_special=True)
-    return seen, list(json.loads(seen.body or b"{}").get("ids", []))
+    return seen, told_ids(seen)
 
 
 @pytest.fixture(scope="module")

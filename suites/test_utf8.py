@@ -1,12 +1,12 @@
 """Gate 4: text beyond ASCII: whole characters only, however the tokens split them."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from harness.clients import EngineClient
+from harness.clients.http import told_ids
 from harness.clients.native import NativeClient
 from harness.judges.stream import read_or_nothing
 from harness.launch import RunningEngine
@@ -115,7 +115,7 @@ def test_texts_come_through(engine: RunningEngine, observe: Observe) -> None:
         tokenized = [client.tokenize(text) for _, text in cases]
         seen = {
             "tokenized": tokenized,
-            "round_trips": [client.detokenize(ids_in(one)) for one in tokenized],
+            "round_trips": [client.detokenize(told_ids(one)) for one in tokenized],
             "detokenized": [client.detokenize(read_or_nothing(one).ids) for one in streams],
         }
     observe(
@@ -154,7 +154,7 @@ def split_by_token(
         if "" in texts:
             cut.append(client.execute(**{**request, "max_tokens": texts.index("") + 1}))
     for character in SPLIT:
-        ids = ids_in(client.tokenize(copying(character * 3) + character, add_special=True))
+        ids = told_ids(client.tokenize(copying(character * 3) + character, add_special=True))
         resumed.append(client.execute(**GREEDY, prompt_ids=ids[:-1], max_tokens=6))
     every = [*streams, *cut, *resumed]
     return {
@@ -168,8 +168,3 @@ def split_by_token(
 def copying(text: str) -> str:
     """A prompt that a small model goes on with the text itself."""
     return f"{text} | {text} | {text} |"
-
-
-def ids_in(seen: Exchange) -> list[int]:
-    """The ids of a /tokenize answer, for asking on; judges read it anew."""
-    return list(json.loads(seen.body or b"{}").get("ids", []))

@@ -1,7 +1,7 @@
 """HTTP with one engine, recorded: whole exchanges, and streams watched while they run."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Condition, Thread
 from time import monotonic
 from typing import ClassVar
@@ -228,6 +228,21 @@ def answer(exchange: Exchange, status: int = 200) -> Json:
         return json.loads(exchange.body)
     except ValueError as error:
         raise LaunchError(f"{where}: wanted JSON, got {exchange.body[:80]!r} ({error})") from None
+
+
+def told_object(exchange: Exchange) -> Mapping[str, Json]:
+    """The JSON object of an answer, for asking on; empty where it is none: judges read it anew."""
+    try:
+        found = json.loads(exchange.body or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def told_ids(exchange: Exchange) -> list[int]:
+    """The token ids of a /tokenize answer, for asking on; none where it tells none."""
+    ids = told_object(exchange).get("ids")
+    return ids if isinstance(ids, list) and all(type(one) is int for one in ids) else []
 
 
 def _base_headers(endpoint: Endpoint) -> dict[str, str]:

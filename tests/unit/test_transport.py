@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.clients.http import Http, answer, json_body
+from harness.clients.http import Http, answer, json_body, told_ids, told_object
 from harness.errors import LaunchError
-from harness.observation import Exchange
+from harness.observation import Chunk, Exchange
 from harness.transport import REDACTED, Endpoint, Recording, TransportLimits
 from tests.unit.open_files import open_files
 
@@ -262,6 +262,26 @@ def test_answer_gives_json_or_says_what_is_wrong() -> None:
     with pytest.raises(LaunchError, match="GET /health: wanted status 200, got 500"):
         answer(exchange)
     assert json.loads(json_body({"t": "é"})) == {"t": "é"}
+
+
+@pytest.mark.parametrize(
+    ("body", "ids"),
+    [
+        (b'{"ids": [1, 22]}', [1, 22]),
+        (b"", []),
+        (b"Internal Server Error", []),
+        (b"[1, 22]", []),
+        (b"\xff", []),
+        (b"[" * 100_000, []),
+        (b'{"ids": 5}', []),
+        (b'{"ids": [1, true]}', []),
+        (b'{"ids": [1, "2"]}', []),
+    ],
+)
+def test_a_broken_answer_tells_no_ids_and_breaks_no_test(body: bytes, ids: list[int]) -> None:
+    seen = Exchange("POST", "/tokenize", (), b"", 0, status=500, chunks=(Chunk(1, body),))
+    assert told_ids(seen) == ids
+    assert not ids or told_object(seen) == {"ids": ids}
 
 
 def test_illegal_headers_and_paths_are_errors_of_the_exchange() -> None:
