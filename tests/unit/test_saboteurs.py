@@ -2,12 +2,15 @@
 
 import asyncio
 import inspect
+import json
 import random
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from gguf import GGUFReader
+from starlette.responses import Response, StreamingResponse
 
 from harness import models
 from harness.checklist import load_checklists
@@ -18,6 +21,7 @@ from harness.saboteurs.model_file import q4_tensors
 from harness.saboteurs.moments import HONEST_JOBS, HonestFirstJobs, ProbeDetection
 from harness.saboteurs.proxy import Events, Saboteur, ServerEvent
 from harness.saboteurs.registry import CONTROL, SABOTEURS
+from harness.saboteurs.state import Coalescing
 from tests.unit.recorded import events, stream
 
 SENT: dict[str, Any] = {"job_id": "j", "prompt": "p", "max_tokens": 4, "seed": 5}
@@ -97,6 +101,40 @@ def test_forged_logprobs_are_possible_and_keep_the_tokens() -> None:
     values = [entry["logprob"] for entry in token["top"]]
     assert values == sorted(values, reverse=True)
     assert token["id"] == told[1][1]["id"]
+
+
+def test_equal_requests_at_one_time_run_once() -> None:
+    """However late the engine's own answer begins; a later one runs again, a refusal is its own."""
+    ran: list[dict[str, Any]] = []
+    encoded = b"".join(ServerEvent(*one).encode() for one in events(["a", "b"], SENT))
+
+    def engine(request: httpx.Request) -> httpx.Response:
+        ran.append(json.loads(request.content))
+        if ran[-1]["max_tokens"] == 0:
+            return httpx.Response(400, json={"code": "INVALID_REQUEST"})
+        return httpx.Response(200, stream=httpx.ByteStream(encoded))
+
+    async def answers(*bodies: dict[str, Any]) -> list[Response]:
+        return list(await asyncio.gather(*(saboteur.execute(body, {}) for body in bodies)))
+
+    async def text(answer: Response) -> bytes:
+        assert isinstance(answer, StreamingResponse)
+        return b"".join([bytes(piece) async for piece in answer.body_iterator])  # type: ignore[arg-type]
+
+    async def scenario() -> None:
+        transport = httpx.MockTransport(engine)
+        async with httpx.AsyncClient(transport=transport, base_url="http://e") as upstream:
+            saboteur.upstream = upstream
+            both = await answers(SENT, {**SENT, "job_id": "k", "seed": 6})
+            first, second = await asyncio.gather(*map(text, both))
+            assert second == first.replace(b'"job_id":"j"', b'"job_id":"k"') != first
+            (again,) = await answers(SENT)
+            assert (await text(again), len(ran)) == (first, 2)
+            (refused,) = await answers({**SENT, "max_tokens": 0})
+            assert (refused.status_code, len(ran), saboteur.running) == (400, 3, {})
+
+    saboteur = Coalescing()
+    asyncio.run(scenario())
 
 
 def asked(saboteur: Saboteur, **body: Any) -> dict[str, Any]:
