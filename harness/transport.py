@@ -57,7 +57,7 @@ class Recording:
         self._error: str | None = None
         self._chunks: list[Chunk] = []
         self._socket: socket.socket | None = None
-        self.connected = Flag()
+        self.connected, self.answered = Flag(), Flag()
 
     def send(self, request: httpx.Request) -> None:
         """Note the request and start the clock."""
@@ -74,6 +74,7 @@ class Recording:
         self._head_ns = now_ns
         self._status = status
         self._response_headers = [(_text(name), _text(value)) for name, value in headers]
+        self.answered.set()
 
     def chunk(self, content: bytes) -> None:
         """Note a piece of the body, unless the client left before it came."""

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0
 PRINTED = 40_000
 PROGRAMS = {"haikugate": "harness.cli", "haikugate-engine": "engine.cli"}
 PLAIN = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}

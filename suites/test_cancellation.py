@@ -20,6 +20,8 @@ PREFILL_TRIALS = 8
 GIVE_UP_AFTER = 2
 """Jobs that a cancel did not end: an engine that ignores cancels is known by then."""
 PAIRS = 12
+QUEUED_S = 5.0
+"""For the head of an answer; where none is sent before its turn, the job is queued by then."""
 MEMORY_ATTEMPTS = 5
 """A text may end by itself before its memory is told."""
 PREFILL_ATTEMPTS = 5
@@ -185,13 +187,12 @@ def test_the_others_keep_their_turn(engine: RunningEngine, observe: Observe) -> 
 
 
 def wait_in(phase: str, live: LiveExchange) -> None:
-    """Wait until the job is in this phase; a queued one says nothing, so it is given a moment."""
+    """Wait until the job is in this phase; of a queued one only the head of its answer comes."""
     events = {"prefill": ("started", 1), "decode": ("token", 3), "finished": ("end", 1)}
     if phase in events:
         live.wait_for(events[phase][0], 60.0, events[phase][1])
     else:
-        live.wait_connected(10.0)
-        sleep(0.05)
+        live.wait_answered(QUEUED_S)
 
 
 def cancelled_in(phase: str, client: Any, request: dict[str, Any]) -> tuple[Exchange, LiveExchange]:

@@ -7,11 +7,14 @@ import pytest
 
 from harness.clients.http import answer
 from harness.launch import LaunchEngine, RunningEngine
+from harness.launch.logs import lines_after
 from harness.observation import Exchange, Observe
 from harness.sse import TimedEvent
 
 STORY = "Once upon a time, in a small village by the sea, there lived"
 CORRELATION = "X-Correlation-Id"
+LAST = "the.last-line"
+"""Of a refusal that is narrated after the jobs: once its line has come, all of theirs have."""
 HOSTILE_IDS = ("", "a" * 129, "two words", "<script>alert(1)</script>", "a;b", "../../etc", "é")
 GREEDY: dict[str, Any] = {"prompt": STORY, "max_tokens": 12, "temperature": 0.0, "seed": 1}
 SHORT: dict[str, Any] = {**GREEDY, "max_tokens": 2}
@@ -72,19 +75,20 @@ def test_streams_are_well_formed(engine: RunningEngine, observe: Observe) -> Non
 def test_correlation_ids(engine: RunningEngine, observe: Observe) -> None:
     client = engine.client
     sent = [[], [(CORRELATION, "caller.id_1-A")], *([(CORRELATION, bad)] for bad in HOSTILE_IDS)]
+    jobs = [
+        client.execute(**{**SHORT, "job_id": f"corr-{number}"}, headers=headers)
+        for number, headers in enumerate(sent)
+    ]
+    client.execute(**{**SHORT, "max_tokens": 0}, headers=[(CORRELATION, LAST)])
+    lines = lines_after(engine, f'"{LAST}"')
     observe(
-        jobs=[
-            client.execute(
-                **{**GREEDY, "max_tokens": 2, "job_id": f"corr-{number}"}, headers=headers
-            )
-            for number, headers in enumerate(sent)
-        ],
+        jobs=jobs,
         probes=[
             client.raw("GET", "/health"),
             client.raw("GET", "/health", headers=[(CORRELATION, "another.id")]),
             client.raw("GET", "/metrics", headers=[(CORRELATION, "x" * 128)]),
         ],
-        log_lines=[line for line in engine.log_lines() if '"corr-' in line],
+        log_lines=[line for line in lines if '"corr-' in line],
     )
 
 
@@ -112,21 +116,21 @@ def test_refusals(engine: RunningEngine, observe: Observe) -> None:
 @pytest.mark.check("G1-ERRORS")
 def test_duplicate_job(engine: RunningEngine, observe: Observe) -> None:
     client = engine.client
-    request = {**GREEDY, "max_tokens": 96, "job_id": "twin"}
+    request = {**GREEDY, "max_tokens": 256, "job_id": "twin"}
     live = client.start(**request)
     live.wait_for("token", 30.0)
     second = client.execute(**request)
-    first = live.finish(60.0)
-    observe(first=first, second=second, afterwards=client.execute(**request))
+    first = live.finish(120.0)
+    observe(first=first, second=second, afterwards=client.execute(**{**SHORT, "job_id": "twin"}))
 
 
 @pytest.mark.check("G1-ERRORS")
 def test_full_queue(engine: RunningEngine, observe: Observe) -> None:
     client = engine.client
-    running = client.start(prompt=STORY, max_tokens=160, temperature=1.0, seed=1)
+    running = client.start(prompt=STORY, max_tokens=320, temperature=1.0, seed=1)
     running.wait_for("token", 30.0)
     queued = [client.start(prompt="Hello", max_tokens=1, temperature=0.0) for _ in range(20)]
-    observe(jobs=[running.finish(60.0), *(one.finish(60.0) for one in queued)])
+    observe(jobs=[running.finish(120.0), *(one.finish(60.0) for one in queued)])
 
 
 @pytest.mark.check("G1-ERRORS")

@@ -38,7 +38,7 @@ def test_ready_callback(launch_engine: LaunchEngine, observe: Observe) -> None:
     worker_id = str(uuid.uuid4())
     with CallbackServer() as server:
         engine = launch_engine("--callback-url", server.url, "--worker-id", worker_id)
-        server.wait(10.0)
+        server.wait(60.0)
         observe(
             callbacks=server.calls,
             worker_id=worker_id,

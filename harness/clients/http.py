@@ -178,6 +178,10 @@ class LiveExchange:
         """Whether the connection stands within this time."""
         return self._recording.connected.wait(timeout_s)
 
+    def wait_answered(self, timeout_s: float) -> bool:
+        """Whether the head of an answer comes within this time."""
+        return self._recording.answered.wait(timeout_s)
+
     def disconnect(self) -> int:
         """Go away as a client does; returns when, in monotonic nanoseconds."""
         return self._recording.disconnect()

@@ -224,6 +224,7 @@ def test_a_live_exchange_shows_events_and_can_be_left() -> None:
             "POST", "/execute", b"{}", on_event=lambda timed: seen.append(timed.event.type)
         )
         assert live.wait_connected(WAIT_S)
+        assert live.wait_answered(WAIT_S)
         third = live.wait_for("token", WAIT_S, count=3)
         assert third is not None
         assert live.wait_for("end", 0.05) is None
