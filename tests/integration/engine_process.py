@@ -131,8 +131,8 @@ def exit_code(process: "subprocess.Popen[bytes]", limit_s: float = 5.0) -> int:
 
 
 def overload() -> float:
-    """How many want each processor, at least 1."""
-    return max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+    """How many want each processor, 1 to 20."""
+    return min(20.0, max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = WAIT_S) -> None:
