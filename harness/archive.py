@@ -3,6 +3,7 @@
 The archive adds nothing to trust: what `verify` reads from it is held to the bundle's own manifest.
 """
 
+import io
 import lzma
 import sys
 import tarfile
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from harness.errors import BundleError
 from harness.manifest import MAX_FILE_BYTES, MAX_FILES, check_path, walk
@@ -17,6 +19,11 @@ from harness.manifest import MAX_FILE_BYTES, MAX_FILES, check_path, walk
 SUFFIX = ".tar.xz"
 MAX_BYTES = 4 * MAX_FILE_BYTES
 """Of all files together, unpacked."""
+MAX_ARCHIVE_BYTES = MAX_BYTES + 4096 * MAX_FILES
+PIECE_BYTES = 1 << 20
+"""What is read at once. A member's header that wants more is not one that `pack` wrote."""
+MEMORY_BYTES = 256 << 20
+"""Of the decompressor; `pack` needs a quarter of it."""
 
 
 def pack(bundle: Path, out: Path) -> int:
@@ -48,13 +55,64 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 def _unpack(path: Path, folder: Path) -> Path:
     try:
-        with tarfile.open(path, "r:xz") as archive:
+        with (
+            path.open("rb") as packed,
+            tarfile.open(fileobj=_Decompressed(packed, path.name), mode="r:") as archive,
+        ):
             roots = {_place(archive, member, folder) for member in _bounded(path, archive)}
-    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
+    except _UNREADABLE as error:
         raise BundleError(f"{path.name}: not an archive that can be read: {error}") from None
     if len(roots) != 1:
         raise BundleError(f"{path.name}: wanted one bundle, got {len(roots)}")
     return folder / roots.pop()
+
+
+_UNREADABLE = (tarfile.TarError, lzma.LZMAError, ValueError, RecursionError, OSError)
+"""What tarfile raises for hostile headers is not always its own."""
+
+
+class _Decompressed(io.RawIOBase):
+    """The tar file in an xz file, forwards only, with bounded memory and a bounded length."""
+
+    def __init__(self, packed: BinaryIO, name: str) -> None:
+        self._packed, self._name = packed, name
+        self._xz = lzma.LZMADecompressor(memlimit=MEMORY_BYTES)
+        self._at = 0
+        self._ended = False
+
+    def seekable(self) -> bool:
+        """Tarfile seeks from member to member."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes decompressed so far."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Forwards only; raises OSError otherwise."""
+        if whence != io.SEEK_SET or offset < self._at:
+            raise OSError("members overlap")
+        while self._at < offset and self.read(min(PIECE_BYTES, offset - self._at)):
+            pass
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes, fewer only at the end; raises BundleError for more than a bundle needs."""
+        if not 0 <= size <= PIECE_BYTES:
+            raise BundleError(f"{self._name}: a member's header is larger than a bundle's are")
+        found = b""
+        while len(found) < size and not self._xz.eof:
+            fed = self._packed.read(PIECE_BYTES) if self._xz.needs_input else b""
+            if self._xz.needs_input and not fed:
+                raise OSError("it is cut off")
+            found += self._xz.decompress(fed, size - len(found))
+        if size and not found and self._ended:
+            raise OSError("it is cut off")
+        self._ended = len(found) < size
+        self._at += len(found)
+        if self._at > MAX_ARCHIVE_BYTES:
+            raise BundleError(f"{self._name}: holds more than a bundle may")
+        return found
 
 
 def _bounded(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -75,7 +133,7 @@ def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> s
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("xb") as file:
-        while piece := source.read(1 << 20):
+        while piece := source.read(PIECE_BYTES):
             file.write(piece)
     return name.partition("/")[0]
 

@@ -14,6 +14,7 @@ from harness.bundle_reader import BundleReader
 from harness.errors import BundleError
 from harness.verification import Status, Verification, VerifyOptions
 from harness.verify import verify_bundle
+from harness.visible import one_line
 
 STYLES = {Status.HOLDS: "green", Status.FAILS: "bold red", Status.NOT_CHECKED: "yellow"}
 
@@ -36,15 +37,15 @@ def verification_table(verification: Verification) -> Table:
         table.add_column(heading, overflow="fold")
     for step in verification.steps:
         status = Text(step.status.value, style=STYLES[step.status])
-        table.add_row(str(step.number), step.name, status, Text(step.message))
+        table.add_row(str(step.number), step.name, status, Text(one_line(step.message)))
     return table
 
 
 def print_verification(verification: Verification, console: Console) -> None:
     """Identity first, then the steps, then what the bundle says and whether it holds."""
-    console.print(Text(verification.identity, style="bold"))
+    console.print(Text(one_line(verification.identity), style="bold"))
     console.print(verification_table(verification))
-    console.print(Text(verification.verdict))
+    console.print(Text(one_line(verification.verdict)))
     word, style = _conclusion(verification)
     console.print(Text(f"The evidence {word}.", style=style))
 
@@ -52,12 +53,14 @@ def print_verification(verification: Verification, console: Console) -> None:
 def _conclusion(verification: Verification) -> tuple[str, str]:
     if verification.holds:
         return "HOLDS", "green"
-    if verification.whole:
+    if verification.whole and not verification.recomputed:
         return (
             "IS WHOLE, but its verdicts were NOT RECOMPUTED: verify it with the haikugate that"
             " made it",
             "bold yellow",
         )
+    if verification.whole:
+        return f"IS WHOLE, but NOT CHECKED: {', '.join(verification.unchecked)}", "bold yellow"
     return "DOES NOT HOLD", "bold red"
 
 
@@ -72,6 +75,9 @@ def verify(
     other_harness: Annotated[
         bool, typer.Option(help="Accept one made by other files of this version.")
     ] = False,
+    allow_outside: Annotated[
+        bool, typer.Option(help="Accept waivers, and gates of other bundles.")
+    ] = False,
 ) -> None:
     """Verify a bundle offline: signatures, every byte, every verdict recomputed."""
     from harness.archive import unpacked
@@ -82,6 +88,7 @@ def verify(
         nonce=nonce,
         allow_expired=allow_expired,
         other_harness=other_harness,
+        allow_outside=allow_outside,
         replay=_replay if replay else None,
     )
     with unpacked(bundle) as folder:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from harness.errors import HaikugateError
+from harness.visible import one_line
 
 INTERRUPTED = 130
 
@@ -93,7 +94,7 @@ def main() -> None:
     try:
         app()
     except HaikugateError as error:
-        typer.echo(f"haikugate: {error}", err=True)
+        typer.echo(f"haikugate: {one_line(error)}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

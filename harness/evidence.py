@@ -4,7 +4,6 @@ Until it is sealed a bundle holds a file INCOMPLETE, and `.parts/` with each wor
 """
 
 import os
-import re
 import secrets
 import shutil
 import time
@@ -17,7 +16,15 @@ from harness.bundle_reader import BundleReader
 from harness.errors import BundleError
 from harness.installation import installation
 from harness.keys import Signer
-from harness.ledger import Entry, LedgerWriter, Root, check_chains, merge_ledgers, parse_ledger
+from harness.ledger import (
+    NAME,
+    Entry,
+    LedgerWriter,
+    Root,
+    check_chains,
+    merge_ledgers,
+    parse_ledger,
+)
 from harness.manifest import (
     CERTIFICATE,
     INCOMPLETE,
@@ -41,7 +48,6 @@ LEDGER = "attempts.ndjson"
 SEEDS = "seeds.ndjson"
 ENGINE = "engine.ndjson"
 TELEMETRY = "telemetry.ndjson"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _MARKER = b"This run was not finished: the bundle is not sealed, not signed, and proves nothing.\n"
 
 
@@ -60,7 +66,7 @@ def derive_files(bundle: BundleReader) -> dict[str, bytes]:
 
 
 def _checked_name(name: str, what: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise BundleError(f"{what} {name[:80]!r}: wanted 1–80 of A–Z a–z 0–9 . _ -")
     return name
 

@@ -12,6 +12,7 @@ from harness.evidence import BundleWriter, Seal
 from harness.gates import JudgeContext, Run, judge_run
 from harness.installation import edited_files, installation
 from harness.keys import Signer
+from harness.models import unpublished
 from harness.observation import Json
 from harness.outcome import CheckResult, GateResult, attempts_from
 from harness.recompute import context_json
@@ -39,6 +40,7 @@ def finish(session: GateSession, signer: Signer) -> Verdicts:
     writer = BundleWriter(session.bundle)
     records = writer.attempts()
     collected, errors = _collected(records)
+    models = session.under_test.models()
     context = replace(
         session.context,
         judged_at=datetime.now(UTC),
@@ -47,6 +49,7 @@ def finish(session: GateSession, signer: Signer) -> Verdicts:
             *dict.fromkeys(session.blockers),
             *_empty(collected),
             *_edited(),
+            *unpublished(session.context.profile, models),
         ),
     )
     recorded = writer.recorded()
@@ -57,7 +60,7 @@ def finish(session: GateSession, signer: Signer) -> Verdicts:
     )
     gate, checks = judge_run(session.checklists, run, context)
     seal = Seal(
-        metadata=_metadata(session, context),
+        metadata=_metadata(session, context, models),
         environment=environment_snapshot(),
         checks=verdicts_json(session.checklists, gate, checks, evidence_paths(recorded)),
         trace={**trace_json(session.checklists, collected), "errors": list(errors)},
@@ -86,7 +89,7 @@ def _collected(records: Sequence[dict[str, Json]]) -> tuple[list[Collected], tup
     return sorted(tests, key=lambda item: item.nodeid), tuple(errors)
 
 
-def _metadata(session: GateSession, context: JudgeContext) -> dict[str, Json]:
+def _metadata(session: GateSession, context: JudgeContext, models: list[Json]) -> dict[str, Json]:
     checklists: Checklists = session.checklists
     return {
         "profile": context.profile,
@@ -95,7 +98,7 @@ def _metadata(session: GateSession, context: JudgeContext) -> dict[str, Json]:
         "gate_files": dict(checklists.digests),
         "harness": installation(),
         "engine": session.under_test.identity(),
-        "models": session.under_test.models(),
+        "models": models,
         "companions": list(session.companions),
         "nonce": session.nonce.value,
         "nonce_commitment": hashlib.sha256(session.nonce.value.encode()).hexdigest(),

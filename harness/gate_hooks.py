@@ -18,6 +18,7 @@ from harness.session import GateSession, assertions_off
 from harness.stash import COLLECTED, SESSION
 from harness.termination import Terminated, end_orderly_on_sigterm
 from harness.trace import Collected
+from harness.visible import one_line
 from harness.worker_cores import keep_to_own_cores
 
 INTERRUPTED = 130
@@ -39,7 +40,7 @@ def register_if_asked(config: pytest.Config) -> None:
 
 
 def _exit(error: HaikugateError) -> None:
-    pytest.exit(f"haikugate: {error}", returncode=error.exit_code)
+    pytest.exit(f"haikugate: {one_line(error)}", returncode=error.exit_code)
 
 
 def _refuse_without_assertions(config: pytest.Config) -> None:

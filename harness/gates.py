@@ -60,7 +60,6 @@ class JudgeContext:
     judged_at: datetime | None = None
     lower_gates: frozenset[int] = frozenset()
     waivers: tuple[Waiver, ...] = ()
-    titles: tuple[str, ...] = ()
     blockers: tuple[str, ...] = ()
     judges: Mapping[str, Judge] = field(default_factory=lambda: JUDGES)
 
@@ -378,7 +377,7 @@ def certificate_title(
         text += " This is not an M0 certificate."
     notes = [note for note, applies in _title_notes(context, counts) if applies]
     calibrated = ["Custom calibration."] if custom else []
-    return " ".join([text, *notes, *calibrated, *context.titles])
+    return " ".join([text, *notes, *calibrated])
 
 
 _MISSING = {

@@ -8,6 +8,7 @@ names), `at_ns` (UTC wall clock) and `record`. The merged file holds the lines o
 import hashlib
 import heapq
 import os
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from pathlib import Path
 from harness.errors import BundleError
 from harness.observation import Json
 from harness.strict_json import as_object, dumps_line, loads
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+"""What a run and a worker may be called: reports and commands show these names as they are."""
 
 LEDGER_FIELDS = {"worker", "seq", "previous", "at_ns", "record"}
 
@@ -92,6 +96,7 @@ def _fits(fields: dict[str, Json]) -> bool:
     return (
         set(fields) == LEDGER_FIELDS
         and isinstance(fields["worker"], str)
+        and NAME.fullmatch(fields["worker"]) is not None
         and isinstance(fields["previous"], str)
         and isinstance(fields["record"], dict)
         and all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)

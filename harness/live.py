@@ -9,6 +9,7 @@ import pytest
 from harness.gate_hooks import PROPERTY, WorkerHooks
 from harness.observation import Verdict
 from harness.outcome import worst
+from harness.visible import one_line
 
 _SIGNS = {
     Verdict.PASS: "✓",
@@ -57,7 +58,7 @@ class LiveChecks:
             self._said.add(check)
             verdict = worst(verdict for verdict, _ in self._found[check])
             said = next(m for v, m in self._found[check] if v == verdict)
-            self._line(f"{_SIGNS.get(verdict, '!')} {check}  {said}"[:160])
+            self._line(f"{_SIGNS.get(verdict, '!')} {check}  {one_line(said)}"[:160])
 
     def _line(self, text: str) -> None:
         assert self._config is not None

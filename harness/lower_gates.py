@@ -21,9 +21,9 @@ def certified_gates(
 ) -> frozenset[int]:
     """The gates below the one asked for that bundles in the folder certify.
 
-    A bundle counts if it verifies under a trusted key, was certified, and is about the same
-    profile, launcher, kind of engine, engine digest and model digests. Raises BundleError if there
-    is no folder.
+    A bundle counts if it verifies under a trusted key, was certified without waivers, and is about
+    the same profile, launcher, kind of engine, engine digest and model digests; it counts for the
+    gates it judged itself. Raises BundleError if there is no folder.
     """
     if not folder.is_dir():
         raise BundleError(f"--gate-bundles {folder}: no such folder")
@@ -35,7 +35,7 @@ def certified_gates(
 
 
 def _holds(path: Path, key: PublicKey) -> bool:
-    return verify_bundle(path, VerifyOptions(public_key=key)).holds
+    return verify_bundle(path, VerifyOptions(public_key=key, allow_outside=True)).holds
 
 
 def _gates(
@@ -55,4 +55,6 @@ def _gates(
         and metadata["engine"]["command"] == engine["command"]
         and [m["sha256"] for m in metadata["models"]] == [m["sha256"] for m in models]
     )
-    return set(range(1, checks["gate"] + 1)) if same and checks["certified"] else set()
+    if not same or not checks["certified"] or checks["counts"]["waived"]:
+        return set()
+    return set(range(1, checks["gate"] + 1)) - set(metadata["judging"]["lower_gates"])

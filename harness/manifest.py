@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from harness.errors import BundleError
-from harness.ledger import Root
+from harness.ledger import NAME, Root
 from harness.observation import Json
 from harness.strict_json import as_object, dumps_file, loads
 
@@ -103,9 +103,12 @@ def parse_manifest(content: bytes) -> Manifest:
             files={line.path: line for line in listed},
             ledger={worker: Root(**root) for worker, root in members["ledger"].items()},
         )
+        named = NAME.fullmatch(manifest.run_id) is not None
         same = manifest.to_bytes() == content
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{MANIFEST}: malformed: {error!r}") from error
+    if not named:
+        raise BundleError(f"{MANIFEST}: run id {manifest.run_id!a:.100}: not a run's name")
     if not same:
         raise BundleError(f"{MANIFEST}: not spelled as haikugate writes it, or of another schema")
     return manifest

@@ -5,13 +5,14 @@ import os
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from harness.errors import ModelFileError, UsageError
+from harness.observation import Json
 
 REGISTRY = Path(__file__).with_name("models.toml")
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -96,6 +97,26 @@ def find(name: str) -> Model:
 def known_by_digest(sha256: str) -> Model | None:
     """The registered model whose file has this digest."""
     return next((model for model in registry().values() if model.sha256 == sha256), None)
+
+
+def unpublished(profile: str, models: Sequence[Mapping[str, Json]]) -> list[str]:
+    """Which files a certificate of this profile is about and a run did not have, each a sentence.
+
+    `models` are `metadata.json`'s; only m0 names its files.
+    """
+    if profile != "m0":
+        return []
+    found = {model.get("sha256") for model in models}
+    wanted = [model for model in registry().values() if "m0" in model.profiles]
+    strange = [str(row.get("name")) for row in models if not _known(row)]
+    return [
+        *(f"profile m0: not the published {m.name}" for m in wanted if m.sha256 not in found),
+        *(f"profile m0: {name}: no model of it" for name in strange),
+    ]
+
+
+def _known(row: Mapping[str, Json]) -> bool:
+    return row.get("sha256") is None or known_by_digest(str(row["sha256"])) is not None
 
 
 def is_generated(path: Path) -> bool:

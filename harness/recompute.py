@@ -26,7 +26,6 @@ def context_json(context: JudgeContext) -> dict[str, Json]:
         "judged_at": context.judged_at.isoformat() if context.judged_at else None,
         "lower_gates": sorted(context.lower_gates),
         "waivers": [waiver.to_json() for waiver in context.waivers],
-        "titles": list(context.titles),
         "blockers": list(context.blockers),
     }
 
@@ -45,7 +44,6 @@ def context_from(judging: Mapping[str, Json]) -> JudgeContext:
             judged_at=datetime.fromisoformat(judged_at) if judged_at else None,
             lower_gates=frozenset(judging["lower_gates"]),
             waivers=tuple(waiver_from_json(waiver) for waiver in judging["waivers"]),
-            titles=tuple(judging["titles"]),
             blockers=tuple(judging["blockers"]),
         )
     except (ChecklistError, KeyError, TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from harness.observation import Json
 from harness.report_cards import cards
 from harness.report_view import report_view
 from harness.statement import TEST_RESULT_TYPE
+from harness.visible import visible
 
 TEMPLATES = Path(__file__).with_name("templates")
 FILES = {
@@ -44,28 +46,14 @@ _MARKDOWN = {ord(mark): f"\\{mark}" for mark in "\\`*_[]|#~!"} | {
     ord("\n"): " ",
     ord("\r"): " ",
 }
-_DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
-
-
-def visible(value: Json) -> str:
-    """Text whose control and direction characters are shown as escapes, not obeyed."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(_shown(character) for character in text)
-
-
-def _shown(character: str) -> str:
-    if character in "\n\t":
-        return character
-    hidden = ord(character) in _DIRECTIONS or ord(character) < 0x20
-    hidden = hidden or 0x7F <= ord(character) < 0xA0 or 0xD800 <= ord(character) < 0xE000
-    return f"\\u{ord(character):04x}" if hidden else character
+_STARTS = re.compile(r"^(\s*)([-+=:]|\d+(?=[.)]))")
+"""What makes a heading, a rule, a table or a list of the line that it begins."""
 
 
 def markdown(value: Json) -> str:
     """Text with every mark of Markdown and HTML escaped, on one line."""
-    return visible(value).translate(_MARKDOWN)
+    text = visible(value).translate(_MARKDOWN)
+    return _STARTS.sub(lambda found: f"{found[1]}&#{ord(found[2][0])};{found[2][1:]}", text)
 
 
 def number(value: Json) -> str:

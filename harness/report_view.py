@@ -9,6 +9,7 @@ from harness.assurance import Assurance
 from harness.bundle_reader import BundleReader
 from harness.excerpt import Excerpt, excerpt_of
 from harness.keys import EPHEMERAL
+from harness.models import known_by_digest
 from harness.observation import Json, Observation, Verdict
 from harness.report_annex import calibration_view, calibrations_used, shipped_qualification
 from harness.transcript import Recorded
@@ -129,6 +130,11 @@ def caveats(bundle: BundleReader, checks: Iterable[CheckView]) -> list[str]:
     generated = [
         str(m.get("name")) for m in bundle.metadata.get("models") or () if m.get("generated")
     ]
+    unknown = [
+        str(m.get("name"))
+        for m in bundle.metadata.get("models") or ()
+        if m.get("sha256") and known_by_digest(str(m["sha256"])) is None
+    ]
     companions = [str(name) for name in bundle.metadata.get("companions") or ()]
     said = {
         "It is no M0 certificate: the three reference models were not run on a CUDA GPU.": (
@@ -136,6 +142,8 @@ def caveats(bundle: BundleReader, checks: Iterable[CheckView]) -> list[str]:
         ),
         f"The weights of {', '.join(generated)} were generated, random numbers: nothing here is"
         " about a published model.": bool(generated),
+        f"No model that haikugate knows has the SHA-256 of {', '.join(unknown)}: only that digest"
+        " says what it is, not its name.": bool(unknown),
         f"{counts['not_run']} applicable checks were not run; nothing is known about them.": (
             counts["not_run"] > 0
         ),

@@ -1,6 +1,8 @@
 """JSON with one spelling per value: sorted keys, UTF-8, no NaN, no duplicate names."""
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
@@ -44,10 +46,17 @@ def _no_constant(name: str) -> NoReturn:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counted = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counted.items() if count > 1)
         raise ValueError(f"the name {twice[:80]!r} stands twice in one object")
     return members
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:80]} is larger than a float holds")
+    return number
 
 
 def loads(content: bytes, where: str) -> Json:
@@ -55,7 +64,12 @@ def loads(content: bytes, where: str) -> Json:
     if len(content) > MAX_BYTES:
         raise BundleError(f"{where}: {len(content)} bytes of JSON, at most {MAX_BYTES} are read")
     try:
-        return json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(
+            content.decode(),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
     except RecursionError as error:
         raise BundleError(f"{where}: JSON nested too deeply") from error
     except ValueError as error:

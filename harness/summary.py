@@ -11,6 +11,7 @@ from harness.finish import Verdicts
 from harness.observation import Verdict
 from harness.outcome import CheckResult
 from harness.profiles import PROFILES, is_time_limit
+from harness.visible import one_line
 
 _STYLES = {
     Verdict.PASS: "green",
@@ -32,7 +33,7 @@ def render_summary(verdicts: Verdicts, *, width: int, color: bool) -> str:
     console.print(f"haikugate {gate.scope} · profile {gate.profile} ({profile.claim})")
     console.print(Text(gate.verdict_line, style="bold green" if gate.holds else "bold red"))
     for blocker in gate.blockers:
-        console.print(Text(f"  blocked: {blocker}"), soft_wrap=True)
+        console.print(Text(f"  blocked: {one_line(blocker)}"), soft_wrap=True)
     open_checks = [c for c in verdicts.checks if c.verdict in _OPEN]
     if open_checks:
         console.print(_table(open_checks))
@@ -55,7 +56,7 @@ def _table(checks: Sequence[CheckResult]) -> Table:
     table = Table("check", "verdict", "why", box=None, pad_edge=False)
     for check in checks:
         verdict = Text(check.verdict, style=_STYLES[check.verdict])
-        table.add_row(Text(check.check), verdict, Text(check.message[:400]))
+        table.add_row(Text(check.check), verdict, Text(one_line(check.message)[:400]))
     return table
 
 

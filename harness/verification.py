@@ -14,8 +14,8 @@ from harness.keys import PublicKey
 from harness.observation import Json
 
 MAX_AGE_DAYS = 365
-VERDICTS = 5
-"""The step without which a bundle is only its maker's word."""
+VERDICTS, REPLAY = 5, 9
+"""The step without which a bundle is its maker's word, and the one that a reviewer asks for."""
 
 
 class Status(StrEnum):
@@ -32,13 +32,15 @@ class VerifyOptions:
 
     `replay` re-scores the recorded tokens and returns what it found; it raises HaikugateError.
     `other_harness` accepts a bundle of other files of this very version: what only those can show
-    is then not checked, and said so.
+    is then not checked, and said so. `allow_outside` accepts waivers and gates of other bundles,
+    of which the bundle holds no proof.
     """
 
     public_key: PublicKey | None = None
     nonce: str | None = None
     allow_expired: bool = False
     other_harness: bool = False
+    allow_outside: bool = False
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     replay: Callable[[BundleReader], str] | None = None
     checklists: Checklists = field(default_factory=load_checklists)
@@ -106,10 +108,20 @@ class Verification:
         return Status.FAILS not in [step.status for step in self.steps]
 
     @property
+    def recomputed(self) -> bool:
+        """Whether the verdicts were worked out again from the evidence."""
+        return [s.status for s in self.steps if s.number == VERDICTS] == [Status.HOLDS]
+
+    @property
+    def unchecked(self) -> list[str]:
+        """The steps that could not be taken, but for the one that is taken only where asked for."""
+        left = [step for step in self.steps if step.status == Status.NOT_CHECKED]
+        return [step.name for step in left if step.number != REPLAY]
+
+    @property
     def holds(self) -> bool:
-        """Whether nothing fails, and the verdicts were worked out again from the evidence."""
-        recomputed = [step.status for step in self.steps if step.number == VERDICTS]
-        return self.whole and recomputed == [Status.HOLDS]
+        """Whether nothing fails, and nothing was left unchecked that needs no model."""
+        return self.whole and self.recomputed and not self.unchecked
 
 
 def take(step: Step, case: Case) -> Taken:

@@ -15,6 +15,12 @@ from harness.timings import derive_timings, exchange_files
 from harness.verification import MAX_AGE_DAYS, Case, NotChecked, Step
 from harness.verify_binding import check_binding
 from harness.verify_files import signing_key
+from harness.verify_metadata import (
+    check_judged,
+    check_model_names,
+    check_published,
+    check_waivers,
+)
 
 
 def _other_version(case: Case) -> str:
@@ -42,12 +48,15 @@ def check_checklist(case: Case) -> str:
         strange = sorted(set(wanted) ^ set(got)) or ["their order"]
         raise BundleError(f"checks.json: not the checks in scope: {', '.join(strange[:3])}")
     said = f"{len(wanted)} checks of {case.bundle.checks['scope']}, all there"
+    check_waivers(case.bundle.metadata, case.options.checklists)
     if context.lower_gates or context.waivers:
         gates = ", ".join(str(gate) for gate in sorted(context.lower_gates)) or "none"
-        raise NotChecked(
-            f"{said}, but they rest on what lies outside: gates from other bundles: {gates},"
+        said += (
+            f", but they rest on what lies outside: gates from other bundles: {gates},"
             f" waivers: {len(context.waivers)}; verify those with their own keys"
         )
+        if not case.options.allow_outside:
+            raise NotChecked(f"{said} (--allow-outside accepts them)")
     return said
 
 
@@ -122,10 +131,13 @@ def check_timings(case: Case) -> str:
 
 
 def check_report(case: Case) -> str:
-    """Step 7: the reports, rendered again, have the same bytes."""
+    """Step 7: the reports, rendered again, have the same bytes, and show what was judged."""
     from harness.junit import render_junit
     from harness.report import render_reports
 
+    check_judged(case.bundle.metadata)
+    check_model_names(case.bundle.metadata)
+    check_published(case.bundle.metadata, case.bundle.checks)
     if not case.same_version:
         raise NotChecked(_other_version(case))
     rendered = render_reports(case.bundle) | {"junit.xml": render_junit(case.bundle)}

@@ -117,8 +117,18 @@ def _compare_statements(case: Case) -> None:
         for path, digest in _wanted_subjects(bundle, name).items():
             if signed.get(path) != digest:
                 raise BundleError(f"{path}: got SHA-256 {digest}, {name} signs {signed.get(path)}")
+    _compare_signer(case)
     if case.same_version:
         _compare_predicates(bundle, statements)
+
+
+def _compare_signer(case: Case) -> None:
+    """The key that the bundle shows is the key that signed it, in its one spelling."""
+    key, shown = signing_key(case), case.bundle.metadata.get("signer") or {}
+    if shown.get("key_id") != key.key_id:
+        raise BundleError(f"metadata.json: shows signer {shown.get('key_id')!a:.80}: another key")
+    if read_bounded(case.bundle.path, "public-key.pem", MAX_PEM_BYTES) != key.pem:
+        raise BundleError("public-key.pem: not the signer's key, or not spelled as haikugate does")
 
 
 def _compare_predicates(bundle: BundleReader, statements: Mapping[str, Json]) -> None:

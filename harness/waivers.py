@@ -106,14 +106,23 @@ def _waiver(name: str, row: Mapping[str, Any], key_id: str, checklists: Checklis
             )
     for strange in set(row) - set(_FIELDS):
         raise ChecklistError(f"{where}: unknown field {strange!r}")
-    check = checklists.checks.get(row["check"])
+    waiver = Waiver(**row, key_id=key_id)
+    refuse_misfit(waiver, checklists, where)
+    return waiver
+
+
+def refuse_misfit(waiver: Waiver, checklists: Checklists, where: str) -> None:
+    """Raises ChecklistError for a check that no waiver reaches, nobody's waiver, or a long one."""
+    check = checklists.checks.get(waiver.check)
     if check is None:
         raise ChecklistError(f"{where}: no checklist has this check")
     if not check.waivable:
         raise ChecklistError(f"{where}: this check can never be waived")
-    if not timedelta(0) <= row["expires"] - row["issued"] <= timedelta(days=MAX_DAYS):
+    if not timedelta(0) <= waiver.expires - waiver.issued <= timedelta(days=MAX_DAYS):
         raise ChecklistError(f"{where}: wanted at most {MAX_DAYS} days from issued to expires")
-    return Waiver(**row, key_id=key_id)
+    for name in ("owner", "reason", "key_id"):
+        if not isinstance(vars(waiver)[name], str) or not vars(waiver)[name]:
+            raise ChecklistError(f"{where}: {name}: wanted a str, got {vars(waiver)[name]!r:.80}")
 
 
 def waive(

@@ -10,7 +10,7 @@ from harness.bundle_reader import BundleReader
 from harness.checklist import Check, Checklists, Gate, Requirement
 from harness.evidence import BundleWriter, Seal
 from harness.gates import JudgeContext, Run, judge_run
-from harness.keys import Signer, ephemeral_signer
+from harness.keys import Signer, ephemeral_signer, read_public_key
 from harness.manifest import UNLISTED
 from harness.observation import Chunk, Exchange, Finding, Limits, Observation, Verdict
 from harness.outcome import attempts_from
@@ -96,24 +96,31 @@ def seal_of(observations: tuple[Observation, ...], records: list[dict[str, Any]]
     """What a plugin would seal after these observations."""
     tests = [Collected(f"suites/t.py::{o.test}", o.test, (o.check,)) for o in observations]
     tests.sort(key=lambda item: item.nodeid)
-    context = JudgeContext(profile="cpu", gate=1, judged_at=datetime.now(UTC), judges=JUDGES)
+    now = datetime.now(UTC)
+    context = JudgeContext(profile="cpu", ours=False, gate=1, judged_at=now, judges=JUDGES)
     run = Run(observations, attempts_from(records), trace(CHECKLISTS, tests))
     gate, results = judge_run(CHECKLISTS, run, context)
     paths = evidence_paths(
         Recorded(f"{observation_folder(o.check, o.test)}/{o.attempt}.observation.json", "", o)
         for o in observations
     )
-    now = datetime.now(UTC).isoformat()
     return Seal(
         metadata={
             "profile": "cpu",
+            "gate": 1,
             "gate_files": dict(CHECKLISTS.digests),
             "judging": context_json(context),
-            "engine": {"kind": "native", "version": "0.1.0", "digest": "ab" * 32},
+            "engine": {
+                "kind": "native",
+                "launcher": "process",
+                "ours": False,
+                "version": "0.1.0",
+                "digest": "ab" * 32,
+            },
             "models": [{"name": f"tiny {HOSTILE}", "sha256": "cd" * 32, "bytes": 1234}],
             "nonce": NONCE,
-            "started_at": now,
-            "ended_at": now,
+            "started_at": now.isoformat(),
+            "ended_at": now.isoformat(),
         },
         environment={"os": "Linux 6", "cpu": "a CPU", "ram_bytes": 1 << 33, "gpus": []},
         checks=verdicts_json(CHECKLISTS, gate, results, paths),
@@ -167,6 +174,10 @@ def reseal(path: Path, signer: Signer | None = None) -> None:
     roots = BundleReader(path).manifest.ledger
     for name in UNLISTED:
         (path / name).unlink()
+    former = read_public_key(path / "public-key.pem").key_id
+    for name in ("metadata.json", "report.html", "report.md"):
+        shown = (path / name).read_bytes()
+        (path / name).write_bytes(shown.replace(former.encode(), signer.public.key_id.encode()))
     (path / "public-key.pem").write_bytes(signer.public.pem)
     manifest = list_files(path, path.name, roots)
     bundle = BundleReader(path, manifest)

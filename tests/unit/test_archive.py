@@ -1,6 +1,7 @@
 """Bundles in one file: packed and back, hostile ones refused, the examples kept here verified."""
 
 import io
+import lzma
 import re
 import tarfile
 from pathlib import Path
@@ -69,6 +70,49 @@ def test_hostile_archives_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(archive, "MAX_FILES", 9)
     monkeypatch.setattr(archive, "MAX_BYTES", 1)
     refused(hostile(path, "a/x", "a/y"), "more than a bundle may")
+
+
+def header(kind: bytes, size: int, content: bytes = b"") -> bytes:
+    """A member of tar as a forger writes it: the header may promise more than follows."""
+    member = tarfile.TarInfo("run/x")
+    member.type, member.size = kind, size
+    padded = content.ljust(-(-len(content) // 512) * 512, b"\0")
+    return member.tobuf(tarfile.GNU_FORMAT) + padded
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        (header(tarfile.XHDTYPE, 8 << 30), "larger than a bundle's are"),
+        (header(tarfile.GNUTYPE_LONGNAME, 8 << 30), "larger than a bundle's are"),
+        (header(tarfile.XHDTYPE, 13, b"13 path=r/xy\n") * 3000, "can be read: maximum recursion"),
+        (header(tarfile.XHDTYPE, 26, b"26 GNU.sparse.map=1,x,3,4\n"), "can be read"),
+        (header(tarfile.REGTYPE, 4 << 30), "more than a bundle may"),
+        (header(tarfile.REGTYPE, 1 << 20, b"short"), "not an archive that can be read"),
+    ],
+)
+def test_headers_that_would_fill_memory_or_break_the_reader_are_refused(
+    tmp_path: Path, members: bytes, says: str
+) -> None:
+    path = tmp_path / "a.tar.xz"
+    path.write_bytes(lzma.compress(members + header(tarfile.REGTYPE, 1, b"x") + bytes(1024)))
+    refused(path, says)
+
+
+def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    pack(sealed(tmp_path), tmp_path / "a.tar.xz")
+    whole = (tmp_path / "a.tar.xz").read_bytes()
+    for length in (10, len(whole) // 2):
+        (tmp_path / "a.tar.xz").write_bytes(whole[:length])
+        refused(tmp_path / "a.tar.xz", "not an archive that can be read")
+
+
+def test_an_archive_that_wants_too_much_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(sealed(tmp_path), tmp_path / "a.tar.xz")
+    monkeypatch.setattr(archive, "MEMORY_BYTES", 1 << 20)
+    refused(tmp_path / "a.tar.xz", "not an archive that can be read")
 
 
 def by_number(verification: Verification) -> dict[int, Status]:

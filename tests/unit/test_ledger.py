@@ -21,6 +21,14 @@ def written(path: Path, records: int = 5, worker: str = "main") -> bytes:
     return path.read_bytes()
 
 
+def test_a_worker_whose_name_is_a_line_is_refused(tmp_path: Path) -> None:
+    line = json.loads(written(tmp_path / "l").splitlines()[0])
+    for name in ("main\nother", "<b>", "", "x" * 99):
+        content = json.dumps({**line, "worker": name}).encode() + b"\n"
+        with pytest.raises(BundleError, match="a ledger line has"):
+            parse_ledger(content, "l")
+
+
 def test_each_record_holds_the_digest_of_the_line_before(tmp_path: Path) -> None:
     lines = written(tmp_path / "l").splitlines()
     previous = [json.loads(line)["previous"] for line in lines]

@@ -25,9 +25,9 @@ from harness.report import (
     markdown,
     number,
     render_reports,
-    visible,
 )
 from harness.report_view import caveats
+from harness.visible import visible
 from tests.unit.bundles import HOSTILE, JUDGES, SEEN, exchange, observation, sealed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
