@@ -1,7 +1,8 @@
 """`haikugate verify` and `haikugate report`."""
 
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,15 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.bundle_reader import BundleReader
-from harness.errors import BundleError
+from harness.errors import BundleError, UsageError
+from harness.manifest import INCOMPLETE, MANIFEST
 from harness.verification import Status, Verification, VerifyOptions
 from harness.verify import verify_bundle
 from harness.visible import one_line
 
+TRACES = (MANIFEST, INCOMPLETE, "metadata.json", "attempts.ndjson")
+"""Where none of these lies, no run wrote: the folder is no bundle, not one that never finished."""
 STYLES = {Status.HOLDS: "green", Status.FAILS: "bold red", Status.NOT_CHECKED: "yellow"}
 
-Bundle = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
-Packed = Annotated[
+Bundle = Annotated[
     Path, typer.Argument(help="The bundle's folder, or its .tar.xz.", show_default=False)
 ]
 
@@ -65,7 +68,7 @@ def _conclusion(verification: Verification) -> tuple[str, str]:
 
 
 def verify(
-    bundle: Packed,
+    bundle: Bundle,
     public_key: Annotated[
         Path | None, typer.Option(help="PEM of a signer you trust.", show_default=False)
     ] = None,
@@ -80,7 +83,6 @@ def verify(
     ] = False,
 ) -> None:
     """Verify a bundle offline: signatures, every byte, every verdict recomputed."""
-    from harness.archive import unpacked
     from harness.keys import read_public_key
 
     options = VerifyOptions(
@@ -91,10 +93,27 @@ def verify(
         allow_outside=allow_outside,
         replay=_replay if replay else None,
     )
-    with unpacked(bundle) as folder:
+    with _opened(bundle) as folder:
         verification = verify_bundle(folder, options)
     print_verification(verification, _console())
     raise typer.Exit(0 if verification.holds else 1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Path]:
+    """The bundle's folder, unpacked if need be; raises BundleError for what is no bundle at all."""
+    from harness.archive import SUFFIX, unpacked
+
+    if path.is_file() and not path.name.endswith(SUFFIX):
+        raise BundleError(f"{path}: not a bundle: wanted its folder or its {SUFFIX}, got a file")
+    with unpacked(path) as folder:
+        if folder.is_dir() and not any((folder / name).exists() for name in TRACES):
+            packed = next(iter(sorted(folder.glob(f"*{SUFFIX}"))), None)
+            raise BundleError(
+                f"{path}: not a bundle: no {MANIFEST} in this folder"
+                + (f"; did you mean {packed}?" if packed else "")
+            )
+        yield folder
 
 
 def _replay(bundle: BundleReader) -> str:
@@ -115,11 +134,14 @@ def report(
     from harness.junit import render_junit
     from harness.report import render_reports
 
-    reader = BundleReader(bundle)
-    rendered = render_reports(reader) | {"junit.xml": render_junit(reader)}
-    del rendered["README.md"]
+    if output is None and not bundle.is_dir() and bundle.is_file():
+        raise UsageError(f"report {bundle}: an archive needs --output FOLDER")
     folder = output or bundle
-    changed = [] if output else _differing(reader, rendered)
+    with _opened(bundle) as opened:
+        reader = BundleReader(opened)
+        rendered = render_reports(reader) | {"junit.xml": render_junit(reader)}
+        del rendered["README.md"]
+        changed = [] if output else _differing(reader, rendered)
     if output:
         _write(output, rendered)
     console = _console()

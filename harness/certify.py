@@ -1,5 +1,6 @@
 """`haikugate certify`: a gate run with live progress, one line a check."""
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,27 @@ def certify(
     workers: Annotated[int, typer.Option("-n", min=0, help="pytest-xdist workers.")] = 0,
 ) -> None:
     """Certify an engine: run a gate against it, seal the evidence, say the verdict."""
+    _refuse_arguments(area, context.args)
     raise typer.Exit(run_gate(area or f"gate{gate}", context.args, workers))
+
+
+def _refuse_arguments(area: str | None, arguments: Sequence[str]) -> None:
+    """Raises UsageError for what pytest would refuse in many lines, or after a run of nothing."""
+    from harness.checklist import load_checklists
+    from harness.plugin import OPTIONS
+
+    areas = sorted(load_checklists().areas)
+    if area is not None and area not in areas:
+        raise UsageError(f"--area: wanted one of {', '.join(areas)}, got {area!r}")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag, settings in OPTIONS:
+        parser.add_argument(flag, **settings)
+    try:
+        _, others = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise UsageError(f"certify: {error}; see haikugate certify --help") from None
+    if others and not others[0].startswith("-"):
+        raise UsageError(f"certify: wanted options alone, got {others[0]!r}")
 
 
 def run_gate(marker: str, arguments: Sequence[str], workers: int = 0) -> int:

@@ -42,7 +42,9 @@ def certifiable(findings: list[Finding]) -> dict[str, str]:
 def doctor() -> None:
     """Say what this machine can certify, and why not more."""
     findings = examine()
-    table = Table("", "what", "found", "to get it", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "what", "found", "to get it"):
+        table.add_column(heading, overflow="fold")
     for finding in findings:
         sign = Text("yes", style="green") if finding.holds else Text("no", style="yellow")
         remedy = "" if finding.holds else finding.remedy
@@ -50,8 +52,10 @@ def doctor() -> None:
     console = Console()
     console.print(table)
     for profile, missing in certifiable(findings).items():
-        said = f"cannot be certified here: {missing}" if missing else "can be certified here"
-        console.print(Text(f"profile {profile}: {said}"))
+        said = (
+            f"cannot be certified here, missing: {missing}" if missing else "can be certified here"
+        )
+        console.print(Text(f"profile {profile}: {said}"), soft_wrap=True)
 
 
 def _python() -> Finding:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from harness.errors import UsageError
 from harness.pseudonyms import without_home
@@ -68,11 +69,16 @@ class ExperimentConfig(_Frozen):
         try:
             return cls.model_validate(dict(fields))
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, p['loc'])) or 'config'}: {p['msg']}, got {p['input']!r:.80}"
-                for p in error.errors()
-            )
+            problems = "; ".join(_problem(found) for found in error.errors())
             raise UsageError(f"{where}: {problems}") from None
+
+
+def _problem(found: ErrorDetails) -> str:
+    name = ".".join(map(str, found["loc"])) or "config"
+    if found["type"] == "extra_forbidden":
+        known = ", ".join(ExperimentConfig.model_fields) if len(found["loc"]) == 1 else ""
+        return f"{name}: no such field" + (f", there are {known}" if known else "")
+    return f"{name}: {found['msg']}, got {found['input']!r:.80}"
 
 
 class Latency(_Frozen):

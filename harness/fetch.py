@@ -28,13 +28,23 @@ def fetch(model: Model, progress: Progress = silent) -> Path:
     Raises ModelFileError in one line: what was wanted, why it did not come, how to place it by
     hand. Two fetches at once wait for each other where the system has file locks.
     """
-    models_folder().mkdir(parents=True, exist_ok=True)
-    with _locked(model):
-        if model.path.is_file():
-            with contextlib.suppress(ModelFileError):  # a damaged file is fetched again
-                verify_file(model.path, model, progress)
-                return model.path
-        return FETCHERS[model.source](model, progress)
+    try:
+        models_folder().mkdir(parents=True, exist_ok=True)
+        with _locked(model):
+            return _fetch_once(model, progress)
+    except OSError as error:
+        raise ModelFileError(
+            f"{models_folder()}: cannot be written: {error.strerror}; set HAIKUGATE_CACHE_DIR to a"
+            " folder that can"
+        ) from error
+
+
+def _fetch_once(model: Model, progress: Progress) -> Path:
+    if model.path.is_file():
+        with contextlib.suppress(ModelFileError):  # a damaged file is fetched again
+            verify_file(model.path, model, progress)
+            return model.path
+    return FETCHERS[model.source](model, progress)
 
 
 def place(model: Model, source: Path, progress: Progress = silent) -> Path:

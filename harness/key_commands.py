@@ -1,6 +1,7 @@
 """`haikugate keys`: make and show signing keys."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,9 @@ def generate(
     path: Annotated[Path, typer.Argument(help="Where the private key goes.")] = Path(
         "haikugate-key.pem"
     ),
-    no_passphrase: Annotated[bool, typer.Option(help="Do not protect the key.")] = False,
+    no_passphrase: Annotated[
+        bool, typer.Option("--no-passphrase", help="Do not protect the key.")
+    ] = False,
 ) -> None:
     """Make an ECDSA P-256 key, mode 0600, and its public half beside it."""
     signer = generate_key(path, None if no_passphrase else _new_passphrase())
@@ -34,7 +37,7 @@ def generate(
     console.print(Text(f"private key  {path}"))
     console.print(Text(f"public key   {public_path(path)}"))
     console.print(Text(f"key id       {signer.public.key_id}"))
-    console.print(Text(f"sign with it: export {KEY_VARIABLE}={path}"))
+    console.print(Text(f"sign with it: export {KEY_VARIABLE}={shlex.quote(str(path))}"))
 
 
 @app.command()
@@ -52,7 +55,12 @@ def show(path: Annotated[Path, typer.Argument(help="A public or private key in P
 def _new_passphrase() -> str | None:
     given = os.environ.get(PASSPHRASE_VARIABLE)
     return given or typer.prompt(
-        "passphrase", hide_input=True, confirmation_prompt=True, err=True, default=""
+        "passphrase (empty: none)",
+        hide_input=True,
+        confirmation_prompt=True,
+        err=True,
+        default="",
+        show_default=False,
     )
 
 

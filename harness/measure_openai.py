@@ -30,7 +30,9 @@ class OpenAIBackend:
     def load(self, model: str, options: Mapping[str, str]) -> None:
         """Remember where the server is; UsageError without option `url`."""
         if "url" not in options:
-            raise UsageError("backend openai: option url wanted, e.g. url=http://127.0.0.1:8000")
+            raise UsageError(
+                "backend openai: wanted its url, e.g. --option options.url=http://127.0.0.1:8000"
+            )
         endpoint = Endpoint(options["url"], api_key=os.environ.get("OPENAI_API_KEY"))
         self._client = OpenAIClient(endpoint)
         self._client.model = model

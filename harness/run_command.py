@@ -18,7 +18,8 @@ def run(
     n: Annotated[int | None, typer.Option("-n", help="Measured requests.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="field=value of the config; repeatable.")
+        list[str] | None,
+        typer.Option(help="field=value of the config, options.url=URL; repeatable."),
     ] = None,
 ) -> None:
     """Measure throughput, latency, energy and FLOPs; write result.json and timeseries.parquet."""
@@ -28,7 +29,8 @@ def run(
     given = {"model": model, "backend": backend, "n_requests": n, "output_dir": output_dir}
     fields: dict[str, Any] = dict(load_config(config)) if config else {}
     fields |= {name: value for name, value in given.items() if value is not None}
-    fields |= dict(_field(text) for text in option or ())
+    for text in option or ():
+        _set(fields, text)
     sweep = plan(fields, str(config or "experiment"))
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("experiments", total=len(sweep.experiments))
@@ -44,11 +46,14 @@ def run(
     Console(soft_wrap=True).print(table)
 
 
-def _field(text: str) -> tuple[str, str]:
+def _set(fields: dict[str, Any], text: str) -> None:
+    """Set a field, or with a dot in its name one inside a field; raises UsageError."""
     name, equals, value = text.partition("=")
-    if not equals or not name:
+    outer, dot, inner = name.partition(".")
+    within = fields.get(outer) or {}
+    if not (equals and outer) or (dot and not (inner and isinstance(within, dict))):
         raise UsageError(f"--option: wanted field=value, got {text!r}")
-    return name, value
+    fields[outer] = {**within, inner: value} if dot else value
 
 
 def _number(value: float | None) -> str:

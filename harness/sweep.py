@@ -37,7 +37,10 @@ def plan(fields: Mapping[str, Any], where: str = "sweep") -> Sweep:
     if not isinstance(cycles, int) or not 1 <= cycles <= 1000:
         raise UsageError(f"{where}.cycles: wanted 1 to 1000, got {cycles!r}")
     combinations = list(_combinations(sweep.get("grid") or {}, where))
-    configs = [ExperimentConfig.checked({**common, **c}, f"{where} {c}") for c in combinations]
+    configs = [
+        ExperimentConfig.checked({**common, **c}, f"{where} {c}" if c else where)
+        for c in combinations
+    ]
     order = [config for _ in range(cycles) for config in configs]
     if sweep.get("shuffle", False):
         random.Random(configs[0].seed).shuffle(order)  # noqa: S311 - an order, not a secret
@@ -64,7 +67,12 @@ def run_sweep(
 
     A sweep that was interrupted goes on where it stopped: run it again with the same plan.
     """
-    sweep.output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        sweep.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"output_dir {sweep.output_dir}: cannot be written: {error.strerror}"
+        ) from None
     journal = sweep.output_dir / JOURNAL
     done = _read_journal(journal)
     results = []

@@ -1,6 +1,7 @@
 """The engine under test: how it is launched, on which device, and what identifies it."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,20 @@ def refuse_conflicts(options: EngineOptions) -> None:
         raise UsageError("--launcher attach needs --engine-url URL")
     if options.launcher == "attach" and options.command:
         raise UsageError("--engine-command cannot be run by --launcher attach")
+    _refuse_unknown(options)
     _refuse_generated(options)
+
+
+def _refuse_unknown(options: EngineOptions) -> None:
+    """What would only be found out by the first test, after minutes of waiting."""
+    from harness.clients import engine_kinds
+
+    if options.kind not in engine_kinds():
+        raise UsageError(
+            f"--engine: wanted one of {', '.join(engine_kinds())}, got {options.kind!r}"
+        )
+    if options.url and not re.fullmatch(r"https?://[^/\s]+\S*", options.url):
+        raise UsageError(f"--engine-url: wanted http://HOST:PORT, got {options.url!r}")
 
 
 def _refuse_generated(options: EngineOptions) -> None:

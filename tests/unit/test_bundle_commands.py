@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from harness import bundle_commands, key_commands, model_commands
+from harness.archive import pack
 from harness.errors import BundleError, HaikugateError, ModelFileError, SignatureError
 from harness.keys import KEY_VARIABLE, PASSPHRASE_VARIABLE, generate_key, public_path
 from harness.models import DEFAULT_MODEL
@@ -81,6 +82,30 @@ def test_report_says_where_the_files_lie(tmp_path: Path) -> None:
     assert ran("report", bundle, "--output", elsewhere).exit_code == 0
     for name in ("report.html", "report.md", "junit.xml"):
         assert (elsewhere / name).read_bytes() == (bundle / name).read_bytes()
+
+
+def test_what_is_no_bundle_is_not_called_incomplete(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"no manifest\.json in this folder$"):
+        raise refused("verify", tmp_path)
+    packed = tmp_path / "bundle.tar.xz"
+    pack(sealed(tmp_path / "proofs"), packed)
+    assert f"did you mean {packed}?" in str(refused("verify", tmp_path))
+    (tmp_path / "file").touch()
+    assert "got a file" in str(refused("report", tmp_path / "file", "--output", tmp_path / "out"))
+
+
+def test_an_archives_report_is_rendered_elsewhere(tmp_path: Path) -> None:
+    packed = tmp_path / "bundle.tar.xz"
+    pack(sealed(tmp_path), packed)
+    assert "needs --output FOLDER" in str(refused("report", packed))
+    result = ran("report", packed, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_keys_path_is_quoted_for_the_shell(tmp_path: Path) -> None:
+    output = ran("keys", "generate", tmp_path / "my key.pem", "--no-passphrase").output
+    assert f"export {KEY_VARIABLE}='{tmp_path}/my key.pem'" in output
 
 
 def test_keys_are_made_and_shown(tmp_path: Path) -> None:

