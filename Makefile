@@ -6,7 +6,7 @@ RUN := .venv/bin/python -m
 
 gate4: .venv/gate.stamp
 	$(RUN) harness.cli models fetch smollm2-135m-instruct
-	$(RUN) pytest -m gate4 $(GATE_ARGS)
+	$(RUN) pytest -m gate4 --profile cpu $(GATE_ARGS)
 
 test: .venv/dev.stamp
 	$(RUN) harness.cli models fetch smollm2-135m-instruct

@@ -35,7 +35,10 @@ KvCacheMb = Annotated[int, typer.Option(min=0, help="Budget of the KV cache in M
 MemoryLimitMb = Annotated[
     int, typer.Option(min=0, help="Budget of weights + KV + workspace in MiB; 0: none.")
 ]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: one for each core.")]
+MOST_THREADS = 512
+Threads = Annotated[
+    int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads; 0: one for each core.")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -143,7 +146,9 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0)] = 0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Omit for a random one.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**64 - 1, help="Omit for a random one.")
+    ] = None,
     device: Device = "",
     context_length: ContextLength = 0,
     threads: Threads = 0,
@@ -219,7 +224,7 @@ def bench(
 
 @app.command(cls=StrictCommand, epilog="Example: haikugate-engine probe dequant --seed 7")
 def probe(
-    name: Annotated[str, typer.Argument(help="dequant, gguf-refusals, tokenizer, adapters, …")],
+    name: Annotated[str, typer.Argument(help="Such as dequant; a wrong name lists all.")],
     model: Annotated[Path | None, typer.Option("--model", "-m", help="The GGUF file.")] = None,
     texts: Annotated[Path | None, typer.Option(help="JSON list of texts (tokenizer).")] = None,
     ids: Annotated[str, typer.Option(help="Token ids, comma-separated (logits).")] = "",

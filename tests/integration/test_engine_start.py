@@ -158,6 +158,7 @@ BAD = [
     (["--api-key-file", "/dev/null"], "printable ASCII"),
     (["--port", "99999"], "65535"),
     (["--port", "-1"], "--port"),
+    (["--threads", "513"], "--threads"),
     (["--device", "tpu"], "cpu or cuda:N"),
     (["--device", "cuda:x"], "cpu or cuda:N"),
     (["--device", "cuda:1", "--gpu-device", "2"], "disagree"),
