@@ -9,10 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from xml.parsers.expat import ExpatError
 
 from junitparser import Error, Failure, JUnitXml, Properties, Property, Skipped, TestCase, TestSuite
 
 from harness.bundle_reader import BundleReader
+from harness.errors import BundleError
 from harness.observation import Verdict
 
 NS_PER_S = 1e9
@@ -82,9 +84,9 @@ def _test_case(
     element: Any = TestCase(_clean(name), _clean(classname), case.duration_ns / NS_PER_S)
     properties: Any = Properties()  # type: ignore[no-untyped-call]
     for check in case.checks:
-        properties.add_property(Property("check", check))
+        properties.add_property(Property("check", _clean(check)))
         for requirement in requirements.get(check, ()):
-            properties.add_property(Property("requirement", requirement))
+            properties.add_property(Property("requirement", _clean(requirement)))
     element.append(properties)
     results = list(case.results)
     for check in case.checks:
@@ -96,7 +98,14 @@ def _test_case(
 
 
 def render_junit(bundle: BundleReader) -> bytes:
-    """The XML file, one suite a test file."""
+    """The XML file, one suite a test file; raises BundleError where the bundle lacks it."""
+    try:
+        return _render(bundle)
+    except (LookupError, TypeError, AttributeError, ValueError, ExpatError) as error:
+        raise BundleError(f"{bundle.path.name}: cannot be reported: {error!r}") from error
+
+
+def _render(bundle: BundleReader) -> bytes:
     checks = bundle.checks["checks"]
     judged, requirements = _judged(checks), _requirements(checks)
     suites: dict[str, list[Any]] = defaultdict(list)

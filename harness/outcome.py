@@ -1,5 +1,6 @@
 """Attempts from the ledger, and the results of judging: of tests, checks and gates."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -30,8 +31,12 @@ class Attempt:
 
 
 def attempts_from(records: Iterable[Mapping[str, Json]]) -> tuple[Attempt, ...]:
-    """The attempts that the ledger's `started` and `finished` records describe, in order."""
-    attempts: dict[tuple[str, str, int], Attempt] = {}
+    """The attempts that the ledger's `started` and `finished` records describe, in order.
+
+    One that ends a second time is one more: no record undoes another.
+    """
+    attempts: dict[tuple[str, str, int, int], Attempt] = {}
+    ended: Counter[tuple[str, str, int]] = Counter()
     for record in records:
         if record.get("event") not in ("started", "finished"):
             continue
@@ -42,7 +47,9 @@ def attempts_from(records: Iterable[Mapping[str, Json]]) -> tuple[Attempt, ...]:
             outcome=str(record.get("outcome", "unfinished")),
             message=str(record.get("message", "")),
         )
-        attempts[(str(record.get("nodeid")), str(record.get("worker")), attempt.number)] = attempt
+        test = (str(record.get("nodeid")), str(record.get("worker")), attempt.number)
+        attempts[(*test, ended[test])] = attempt
+        ended[test] += record["event"] == "finished"
     return tuple(attempts.values())
 
 

@@ -5,8 +5,9 @@ alike. Where a greedy stream parts at a near-tie (another device rounds otherwis
 own logprobs tell how far the emitted token lies below its choice.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness.models import known_by_digest, verify_file
 from harness.observation import Exchange
 from harness.rescore import first_difference
 from harness.timings import exchange_files
+from harness.verify_binding import MODEL_CHECKS
 
 MAX_STREAMS = 200
 ALTERNATIVES = 20
@@ -52,6 +54,20 @@ def _recording(path: str, exchange: Exchange) -> tuple[str, Recording] | None:
     if stream.started is None or stream.end is None or not stream.ids:
         return None
     return str(stream.started["model"]), Recording(path, asked, stream)
+
+
+def other_names(bundle: BundleReader, models: Container[str]) -> Iterator[str]:
+    """Where a stream of a check of the certified models says that it is of none of them.
+
+    An engine that names its model otherwise would choose by it what is replayed.
+    """
+    for seen in bundle.recorded():
+        if not seen.observation.check.startswith(MODEL_CHECKS):
+            continue
+        for exchange in chain.from_iterable(seen.observation.exchanges.values()):
+            found = _recording(seen.path, exchange)
+            if found is not None and found[0] not in models:
+                yield f"{seen.path}: a stream of model {found[0]!a:.80}"
 
 
 def evenly(recorded: list[Recording], most: int = MAX_STREAMS) -> list[Recording]:
@@ -106,6 +122,10 @@ def replay(bundle: BundleReader) -> str:
     from harness.reference import reference_engine
 
     model, path = model_file(bundle)
+    files = [str(row.get("file")) for row in bundle.metadata["models"]]
+    names = {Path(file).stem for file in files}
+    for odd in other_names(bundle, names):
+        raise BundleError(f"{odd}, wanted {', '.join(sorted(names))}")
     found = list(recordings(bundle, model))
     if not found:
         raise BundleError("no finished stream of the default model was recorded: nothing to replay")

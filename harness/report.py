@@ -100,6 +100,13 @@ def _values(bundle: BundleReader) -> dict[str, Any]:
     }
 
 
+_UNREPORTABLE = (
+    *(TemplateError, LookupError, TypeError, AttributeError, ValueError),
+    *(ArithmeticError, RecursionError),
+)
+"""What values of another kind than a report shows make Jinja, or us, raise."""
+
+
 def render_reports(bundle: BundleReader) -> dict[str, bytes]:
     """The rendered files by name; raises BundleError where the bundle lacks what they show."""
     environment = _environment(bundle)
@@ -109,5 +116,5 @@ def render_reports(bundle: BundleReader) -> dict[str, bytes]:
             name: environment.get_template(template).render(values).encode("utf-8", "replace")
             for name, template in FILES.items()
         }
-    except (TemplateError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except _UNREPORTABLE as error:
         raise BundleError(f"{bundle.path.name}: cannot be reported: {error!r}") from error

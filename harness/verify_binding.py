@@ -48,6 +48,11 @@ def check_nonce(bundle: BundleReader) -> None:
             raise BundleError(f"{path}: was asked with another nonce than that of metadata.json")
 
 
+def asked_with(bundle: BundleReader, nonce: str) -> bool:
+    """Whether a challenge was made from the nonce: one that is only named binds nothing."""
+    return any(facts.get("nonce") == nonce for _, facts in _facts(bundle))
+
+
 def _only(bundle: BundleReader, event: str) -> Entry:
     found = [entry for entry in bundle.ledger if entry.record.get("event") == event]
     if len(found) != 1:

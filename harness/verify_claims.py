@@ -13,7 +13,7 @@ from harness.recompute import context_from, recomputed_checks, recomputed_trace
 from harness.strict_json import dumps_line
 from harness.timings import derive_timings, exchange_files
 from harness.verification import MAX_AGE_DAYS, Case, NotChecked, Step
-from harness.verify_binding import check_binding
+from harness.verify_binding import asked_with, check_binding
 from harness.verify_files import signing_key
 from harness.verify_metadata import (
     check_judged,
@@ -167,8 +167,12 @@ def check_freshness(case: Case) -> str:
         raise BundleError(
             f"expired: {age.days} days old, at most {MAX_AGE_DAYS} (--allow-expired accepts it)"
         )
-    said = "your nonce" if options.nonce is not None else "nonce not compared (--nonce)"
-    return f"{max(age.days, 0)} days old, {said}"
+    said = f"{max(age.days, 0)} days old"
+    if options.nonce is None:
+        return f"{said}, nonce not compared (--nonce)"
+    if not asked_with(case.bundle, options.nonce):
+        raise NotChecked(f"{said}; it names your nonce, but no challenge in it was made from it")
+    return f"{said}, your nonce"
 
 
 def check_replay(case: Case) -> str:

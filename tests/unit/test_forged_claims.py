@@ -1,5 +1,6 @@
 """A forger who has our own tools, and signs with a key of his own, claims what was not judged."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from harness.junit import render_junit
 from harness.keys import PublicKey, Signer, ephemeral_signer
 from harness.models import registry, unpublished
 from harness.observation import Verdict
+from harness.outcome import attempts_from
 from harness.recompute import recomputed_checks
 from harness.report import markdown, render_reports
 from harness.strict_json import dumps_file, loads
@@ -297,3 +299,39 @@ def test_json_of_any_shape_is_refused_in_time() -> None:
     for number in ("1e400", "-1e999", "[1e309]"):
         with pytest.raises(BundleError, match="larger than a float holds"):
             loads(number.encode(), "x")
+
+
+def test_an_attempt_that_failed_stays_failed() -> None:
+    record = {"nodeid": "t.py::test", "worker": "main", "test": "test", "checks": ["G1-ONE"]}
+    ended = {**record, "event": "finished", "attempt": 1}
+    records = [
+        {**record, "event": "started", "attempt": 1},
+        {**ended, "outcome": "failed"},
+        {**ended, "outcome": "passed"},
+    ]
+    assert [attempt.outcome for attempt in attempts_from(records)] == ["failed", "passed"]
+    assert [attempt.outcome for attempt in attempts_from(records[:1])] == ["unfinished"]
+
+
+ODD_VALUES = [
+    ("environment.json", lambda v: v.update(ram_bytes=10**400)),
+    ("checks.json", lambda v: v["checks"].append("no check")),
+    ("checks.json", lambda v: v["checks"][0].update(requirements="\ud800")),
+    ("checks.json", lambda v: v["checks"][0]["tests"][0].update(verdict=[])),
+    ("checks.json", lambda v: v["checks"][0].update(tests=1e308)),
+    ("metadata.json", lambda v: v.update(started_at="0001-01-01T00:00:00+23:00")),
+]
+
+
+@pytest.mark.parametrize(("name", "edit"), ODD_VALUES)
+def test_values_of_another_kind_break_no_report(
+    tmp_path: Path, name: str, edit: Callable[[Any], None]
+) -> None:
+    """They are shown, or refused in one line; nothing else comes of them."""
+    bundle = sealed(tmp_path)
+    value = json.loads((bundle / name).read_text())
+    edit(value)
+    (bundle / name).write_bytes(dumps_file(value))
+    for render in (render_reports, render_junit):
+        with contextlib.suppress(BundleError):
+            assert render(unsealed(bundle))

@@ -9,7 +9,14 @@ import pytest
 from harness.bundle_reader import BundleReader
 from harness.errors import BundleError, ModelFileError
 from harness.observation import Chunk, Exchange
-from harness.replay import check_recording, evenly, model_file, recordings, replay
+from harness.replay import (
+    check_recording,
+    evenly,
+    model_file,
+    other_names,
+    recordings,
+    replay,
+)
 from tests.unit.bundles import JUDGES, exchange, observation, sealed
 
 
@@ -55,6 +62,15 @@ def bundle(tmp_path: Path, monkeypatch) -> BundleReader:
 def test_finished_streams_of_the_model_are_found(bundle: BundleReader) -> None:
     assert [found.stream.ids for found in recordings(bundle, "tiny")] == [[1, 2, 3], [4, 5, 6]]
     assert list(recordings(bundle, "other")) == []
+
+
+def test_an_engine_cannot_choose_what_is_replayed(tmp_path: Path) -> None:
+    """A stream of a check of the certified model under another name would be left out."""
+    seen = observation("G4-GENUINE-SEED", exchanges={"jobs": (answered([1, 2, 3]),)})
+    found = BundleReader(sealed(tmp_path, observations=(seen,)))
+    assert list(other_names(found, {"tiny"})) == []
+    (odd,) = other_names(found, {"larger"})
+    assert "1.observation.json: a stream of model 'tiny'" in odd
 
 
 def test_the_same_tokens_hold_and_the_reported_seed_is_asked(bundle: BundleReader) -> None:

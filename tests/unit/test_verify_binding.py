@@ -62,6 +62,19 @@ def test_an_honest_bundle_holds(tmp_path: Path) -> None:
     assert failures(bundle_of(tmp_path, model_sha256="cd" * 32), nonce=NONCE) == ""
 
 
+def test_a_nonce_holds_where_a_challenge_was_made_from_it(tmp_path: Path) -> None:
+    options = VerifyOptions(checklists=WITH_HAIKU, nonce=NONCE)
+    assert verify_bundle(bundle_of(tmp_path), options).holds
+
+
+def test_a_nonce_that_is_only_named_is_nothing(tmp_path: Path) -> None:
+    """A forger can write it into metadata.json and a ledger of his own, without asking anybody."""
+    options = VerifyOptions(checklists=WITH_HAIKU, nonce=NONCE)
+    found = verify_bundle(sealed(tmp_path), options)
+    assert not found.holds
+    assert "no challenge in it was made from it" in found.steps[7].message
+
+
 def test_an_old_run_cannot_claim_the_reviewers_nonce(tmp_path: Path) -> None:
     said = forged(bundle_of(tmp_path), lambda m: m.update(nonce="the reviewer's"))
     assert "commits to another nonce" in said
