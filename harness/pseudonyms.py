@@ -6,11 +6,13 @@ kernel's release loses what its builder added. Exchanges with an engine are neve
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.observation import Json
 
 _LENGTH = 16
+_SECRET = re.compile(r"(?i)(?:^|[-_])(?:key|token|secret|password|passphrase|auth|credentials)$")
 _RELEASE = re.compile(r"\d+(?:\.\d+)*")
 
 
@@ -23,6 +25,21 @@ def bare_release(release: str) -> str:
     """The numbers of a kernel's release, without the suffix that tells who built it where."""
     found = _RELEASE.match(release)
     return found[0] if found else "unknown"
+
+
+def without_secrets(command: Sequence[str]) -> list[str]:
+    """The words of a command in which the values of options and variables for secrets are `***`."""
+    shown: list[str] = []
+    for word in command:
+        name, equals, value = word.partition("=")
+        before = shown[-1] if shown else ""
+        if equals and value and _SECRET.search(name):
+            shown.append(f"{name}=***")
+        elif before.startswith("-") and _SECRET.search(before) and not word.startswith("-"):
+            shown.append("***")
+        else:
+            shown.append(word)
+    return shown
 
 
 def without_home(value: Json, home: str = "") -> Json:

@@ -12,6 +12,7 @@ from pathlib import Path
 from harness.errors import LaunchError, UsageError
 from harness.launch import Launcher, LaunchSpec, RunningEngine
 from harness.observation import Json
+from harness.pseudonyms import without_secrets
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 REFERENCE_COMMAND = (
@@ -60,7 +61,14 @@ def refuse_conflicts(options: EngineOptions) -> None:
     if options.launcher == "attach" and options.command:
         raise UsageError("--engine-command cannot be run by --launcher attach")
     _refuse_unknown(options)
+    _refuse_secret_url(options.url)
     _refuse_generated(options)
+
+
+def _refuse_secret_url(url: str) -> None:
+    """What is attached to is published with the evidence."""
+    if "@" in url or "?" in url:
+        raise UsageError("--engine-url: wanted no user, password or query: bundles show it whole")
 
 
 def _refuse_unknown(options: EngineOptions) -> None:
@@ -158,7 +166,7 @@ class EngineUnderTest:
             "kind": options.kind,
             "launcher": options.launcher,
             "ours": options.ours,
-            "command": [_without_machine(part) for part in self.command],
+            "command": without_secrets([_without_machine(part) for part in self.command]),
             "url": options.url or None,
             "image": options.image or None,
             "sealed": getattr(self.launcher, "sealed", False),

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.environment import environment_snapshot
+from harness.errors import UsageError
 from harness.experiment import ExperimentConfig
-from harness.pseudonyms import bare_release, pseudonym, without_home
+from harness.pseudonyms import bare_release, pseudonym, without_home, without_secrets
+from harness.under_test import EngineOptions, EngineUnderTest
 
 
 def test_a_pseudonym_tells_devices_apart_and_names_none() -> None:
@@ -23,6 +25,31 @@ def test_a_pseudonym_tells_devices_apart_and_names_none() -> None:
 )
 def test_a_release_keeps_its_numbers_alone(release: str, bare: str) -> None:
     assert bare_release(release) == bare
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("serve --api-key=s3 --port 80", "serve --api-key=*** --port 80"),
+        ("serve --api-key s3 --port 80", "serve --api-key *** --port 80"),
+        ("env HF_TOKEN=s3 serve", "env HF_TOKEN=*** serve"),
+        ("serve --password s3 --verbose", "serve --password *** --verbose"),
+        ("serve --max-tokens 5 --tokenizer t.json", "serve --max-tokens 5 --tokenizer t.json"),
+        ("serve --api-key-file key.txt --auth --key", "serve --api-key-file key.txt --auth --key"),
+    ],
+)
+def test_no_secret_of_a_command_is_shown(command: str, shown: str) -> None:
+    assert without_secrets(command.split()) == shown.split()
+    engine = EngineUnderTest(EngineOptions(profile="cpu", command=command))
+    assert engine.identity()["command"] == shown.split()
+
+
+@pytest.mark.parametrize("url", ["http://me:s3@127.0.0.1:80", "http://127.0.0.1:80/v1?key=s3"])
+def test_an_address_with_a_secret_is_refused(url: str) -> None:
+    options = EngineOptions(profile="cpu", launcher="attach", kind="openai", url=url)
+    with pytest.raises(UsageError, match="no user, password or query") as refused:
+        EngineUnderTest(options)
+    assert "s3" not in str(refused.value)
 
 
 def test_the_home_folder_is_a_tilde_wherever_it_stands() -> None:
