@@ -88,6 +88,7 @@ def worker_index(config: pytest.Config) -> int:
 def session_from(config: pytest.Config, asked: Asked | None) -> GateSession:
     """The state that the options describe; raises HaikugateError for what does not fit."""
     checklists = load_checklists()
+    refuse_empty(option(config, "nonce"), option(config, "tokenizer"))
     options = engine_options(config)
     context = JudgeContext(
         profile=options.profile,
@@ -104,6 +105,14 @@ def session_from(config: pytest.Config, asked: Asked | None) -> GateSession:
         nonce=Nonce.of(option(config, "nonce")),
         asked=asked,
     )
+
+
+def refuse_empty(nonce: str | None, tokenizer: str | None) -> None:
+    """Raises UsageError for a nonce of no characters (an unset variable?), a file that is none."""
+    if nonce is not None and not nonce.strip():
+        raise UsageError("--nonce: wanted the reviewer's words, got none; leave it out for random")
+    if tokenizer is not None and not Path(tokenizer).is_file():
+        raise UsageError(f"--tokenizer {tokenizer}: no such file")
 
 
 def proof_dir(config: pytest.Config) -> Path:

@@ -11,6 +11,7 @@ from harness.cli import app, main
 from harness.errors import LaunchError, UsageError
 from harness.gpu_lock import lock_gpus
 from harness.installation import own_modules
+from harness.options import refuse_empty
 from harness.plugin import OPTIONS
 from harness.under_test import EngineOptions, EngineUnderTest, refuse_conflicts
 from tests.unit.gate_project import SUITE, GateProject, write_checklists
@@ -229,6 +230,15 @@ def test_observations_are_written_into_a_checklist_on_demand(
 def test_options_that_do_not_go_together_are_refused(options: EngineOptions) -> None:
     with pytest.raises(UsageError):
         refuse_conflicts(options)
+
+
+@pytest.mark.parametrize(("nonce", "tokenizer"), [("", None), (" ", None), (None, "/nowhere")])
+def test_an_empty_nonce_and_an_absent_file_are_refused(
+    nonce: str | None, tokenizer: str | None
+) -> None:
+    with pytest.raises(UsageError):
+        refuse_empty(nonce, tokenizer)
+    refuse_empty("mine", __file__)
 
 
 def test_a_worker_gets_its_gpu() -> None:
