@@ -43,7 +43,7 @@ class BundleReader:
 
     def __init__(self, path: Path, manifest: Manifest | None = None) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):  # Path.is_dir raises where it may not look
             raise BundleError(f"{self.path}: not a bundle: no such folder")
         if manifest is not None:
             self.manifest = manifest
@@ -51,7 +51,7 @@ class BundleReader:
     @property
     def incomplete(self) -> bool:
         """Whether the run that wrote it never finished."""
-        return os.path.lexists(self.path / INCOMPLETE) or not (self.path / MANIFEST).exists()
+        return os.path.lexists(self.path / INCOMPLETE) or not os.path.lexists(self.path / MANIFEST)
 
     @cached_property
     def manifest(self) -> Manifest:

@@ -16,6 +16,7 @@ from harness.verification import MAX_AGE_DAYS, Case, NotChecked, Step
 from harness.verify_binding import asked_with, check_binding
 from harness.verify_files import signing_key
 from harness.verify_metadata import (
+    check_blockers,
     check_judged,
     check_model_names,
     check_published,
@@ -64,6 +65,7 @@ def check_verdicts(case: Case) -> str:
     """Step 5: every verdict, message and number follows from the raw records."""
     if case.bundle.metadata.get("gate_files") != dict(case.options.checklists.digests):
         raise NotChecked(f"other checklists: {_other_version(case)}")
+    check_blockers(case.bundle.metadata, case.bundle.attempts())
     if recomputed_trace(case.bundle, case.options.checklists) != case.bundle.trace:
         raise _differs(case, "trace.json: differs from what the ledger and the checklists give")
     wanted, got = recomputed_checks(case.bundle, case.options.checklists), case.bundle.checks

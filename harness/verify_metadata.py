@@ -4,7 +4,7 @@ The verdicts follow from its member `judging`; reports and statements show its o
 bundle that is signed again could show another profile, engine, model or signer than was judged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -18,6 +18,9 @@ from harness.waivers import refuse_misfit
 
 ENGINE: Final = ("engine/", "kernels/")
 """The packages whose digest an engine of ours has."""
+
+BLOCKING: Final = ("crashed", "interrupted")
+"""The ledger's events after which a run cannot be certified."""
 
 Metadata = Mapping[str, Json]
 
@@ -48,6 +51,13 @@ def _check_ours(metadata: Metadata, engine: Metadata) -> None:
     files = {path: sha256 for path, sha256 in listed.items() if path.startswith(ENGINE)}
     if engine.get("digest") != tree_digest(files):
         raise BundleError("metadata.json: the engine is not the reference engine of this harness")
+
+
+def check_blockers(metadata: Metadata, records: Iterable[Metadata]) -> None:
+    """Raises BundleError where the ledger tells of an end that must block, and nothing blocks."""
+    ends = [record["event"] for record in records if record.get("event") in BLOCKING]
+    if ends and not (metadata.get("judging") or {}).get("blockers"):
+        raise BundleError(f"attempts.ndjson: {ends[0]}, and metadata.json names no blocker")
 
 
 def check_model_names(metadata: Metadata) -> None:

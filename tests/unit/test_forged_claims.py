@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,7 +26,7 @@ from harness.report import markdown, render_reports
 from harness.strict_json import dumps_file, loads
 from harness.verification import Verification, VerifyOptions
 from harness.verify import verify_bundle
-from harness.verify_metadata import check_judged, check_published
+from harness.verify_metadata import check_blockers, check_judged, check_published
 from harness.visible import one_line
 from tests.unit.bundles import CHECKLISTS, JUDGES, exchange, observation, reseal, sealed
 
@@ -335,3 +336,25 @@ def test_values_of_another_kind_break_no_report(
     for render in (render_reports, render_junit):
         with contextlib.suppress(BundleError):
             assert render(unsealed(bundle))
+
+
+@pytest.mark.parametrize("event", ["crashed", "interrupted"])
+def test_a_blocker_cannot_be_taken_out(event: str) -> None:
+    records = [{"event": "finished"}, {"event": event}]
+    check_blockers({"judging": {"blockers": ["the run ended early"]}}, records)
+    check_blockers({"judging": {"blockers": []}}, records[:1])
+    with pytest.raises(BundleError, match=f"{event}, and metadata.json names no blocker"):
+        check_blockers({"judging": {"blockers": []}}, records)
+
+
+def test_a_folder_that_may_not_be_read_is_no_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    bundle = sealed(tmp_path)
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(BundleError, match="not a bundle"):
+        verified(bundle)
