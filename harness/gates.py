@@ -373,7 +373,8 @@ def certificate_title(
         " checks passed."
     )
     if context.profile != "m0":
-        text += f" {outside} checks need {_MISSING[context.profile]} and were NOT run."
+        if outside:
+            text += f" {outside} checks need {_MISSING[context.profile]} and were NOT run."
         text += " This is not an M0 certificate."
     notes = [note for note, applies in _title_notes(context, counts) if applies]
     calibrated = ["Custom calibration."] if custom else []

@@ -222,6 +222,9 @@ def test_the_title_says_what_is_not_claimed() -> None:
     assert title.startswith("Gate 1, profile cpu: 1 of 2 applicable checks passed. 1 checks need")
     assert "not an M0 certificate" in title
     assert "WITH WAIVERS" in title
+    whole = judge_gate(ONE, results("pass", "pass", "pass")).title
+    assert "not an M0 certificate" in whole
+    assert "NOT run" not in whole
     m0 = judge_gate(replace(ONE, profile="m0"), results("pass")).title
     assert "not an M0" not in m0
     openai = judge_gate(replace(ONE, engine_kind="openai"), results("pass")).title
