@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 from base64 import urlsafe_b64decode
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from harness.manifest import digest_file, is_compiled, source_files
 from harness.observation import Json
 
 _ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("harness", "suites", "engine", "kernels")
+ENGINE_PACKAGES = ("engine", "kernels")
+PACKAGES = ("harness", "suites", *ENGINE_PACKAGES)
 """What judges and what is judged by: the reference engine is part of the harness."""
 
 
@@ -58,6 +60,13 @@ def tree_digest(files: dict[str, str]) -> str:
     """One digest of many files: SHA-256 over their `sha256sum` lines, sorted by path."""
     lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def engine_digest(files: Mapping[str, str]) -> str:
+    """The digest of the reference engine whose files are among these, an installation's."""
+    return tree_digest(
+        {path: sha for path, sha in files.items() if path.partition("/")[0] in ENGINE_PACKAGES}
+    )
 
 
 @functools.cache

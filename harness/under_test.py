@@ -175,10 +175,10 @@ class EngineUnderTest:
 
     def _digest(self) -> str | None:
         from harness.engine_files import command_files
-        from harness.installation import package_files, tree_digest
+        from harness.installation import engine_digest, installation, tree_digest
 
         if self.options.ours and self.options.launcher != "docker":
-            return tree_digest({**package_files("engine"), **package_files("kernels")})
+            return engine_digest(installation()["files"])
         if self.options.launcher == "docker":
             image = getattr(self.launcher, "image_digest", None)
             return None if image is None else str(image)

@@ -10,14 +10,11 @@ from typing import Final
 
 from harness.checklist import Checklists
 from harness.errors import BundleError
-from harness.installation import tree_digest
+from harness.installation import engine_digest
 from harness.models import find, known_by_digest, registry, unpublished
 from harness.observation import Json
 from harness.recompute import context_from
 from harness.waivers import refuse_misfit
-
-ENGINE: Final = ("engine/", "kernels/")
-"""The packages whose digest an engine of ours has."""
 
 BLOCKING: Final = ("crashed", "interrupted")
 """The ledger's events after which a run cannot be certified."""
@@ -48,8 +45,7 @@ def _check_ours(metadata: Metadata, engine: Metadata) -> None:
     if engine.get("ours") is not True or engine.get("launcher") != "process":
         return
     listed = (metadata.get("harness") or {}).get("files") or {}
-    files = {path: sha256 for path, sha256 in listed.items() if path.startswith(ENGINE)}
-    if engine.get("digest") != tree_digest(files):
+    if engine.get("digest") != engine_digest(listed):
         raise BundleError("metadata.json: the engine is not the reference engine of this harness")
 
 
