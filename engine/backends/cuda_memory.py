@@ -1,4 +1,8 @@
-"""Device memory: one capped pool of plain allocations, counted by purpose, verified on demand."""
+"""Device memory: one capped pool of plain allocations, counted by purpose, verified on demand.
+
+The driver hands out whole granules of 2 MiB: it is asked for whole ones, so that what is counted is
+what it took. Weights, which stay until the end, share them.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +18,10 @@ from kernels.arrays import DeviceArray
 Purpose = Literal["weights", "kv", "workspace"]
 _MEMORY_KINDS = {0: "unregistered host", 1: "host", 2: "device", 3: "managed"}
 ALIGNMENT = 256
+GRANULE_BYTES = 2 << 20
+SLAB_BYTES = 4 << 20
+_PACKED_BYTES = 1 << 20
+"""Up to this size the driver packs allocations into one granule."""
 
 
 class Allocation(TypedDict):
@@ -24,6 +32,14 @@ class Allocation(TypedDict):
     pointer: int
     kind: str
     device: int
+
+
+@dataclass
+class _Slab:
+    """What is left of an allocation that weights share."""
+
+    pointer: int
+    free_bytes: int
 
 
 @dataclass
@@ -40,6 +56,7 @@ class DevicePool:
         default_factory=lambda: {"weights": 0, "kv": 0, "workspace": 0}
     )
     _held: dict[int, tuple[Purpose, int]] = field(default_factory=dict)
+    _slabs: list[_Slab] = field(default_factory=list)
 
     @property
     def total_bytes(self) -> int:
@@ -52,11 +69,11 @@ class DevicePool:
         return min(free, self.limit_bytes - self.total_bytes) if self.limit_bytes else free
 
     def allocate(self, size_bytes: int, purpose: Purpose) -> int:
-        """The address of `size_bytes` of device memory.
+        """The address of `size_bytes` of device memory; what is near a granule takes whole ones.
 
         Raises InsufficientMemory, or OutOfMemory once `running`, with both byte counts.
         """
-        size_bytes = max(ALIGNMENT, -(-size_bytes // ALIGNMENT) * ALIGNMENT)
+        size_bytes = _whole(size_bytes, GRANULE_BYTES if size_bytes > _PACKED_BYTES else ALIGNMENT)
         runtime = self.cupy.cuda.runtime
         if self.limit_bytes and self.total_bytes + size_bytes > self.limit_bytes:
             raise self.exhausted(size_bytes, purpose)
@@ -69,6 +86,25 @@ class DevicePool:
         self._held[pointer] = (purpose, size_bytes)
         self.used_bytes[purpose] += size_bytes
         return pointer
+
+    def keep(self, size_bytes: int) -> int:
+        """The address of device memory for weights, which stay until `close`; errors as above."""
+        size_bytes = _whole(size_bytes, ALIGNMENT)
+        fitting = (slab for slab in self._slabs if slab.free_bytes >= size_bytes)
+        slab = next(fitting, None) or self._new_slab(size_bytes)
+        pointer = slab.pointer
+        slab.pointer += size_bytes
+        slab.free_bytes -= size_bytes
+        return pointer
+
+    def _new_slab(self, size_bytes: int) -> _Slab:
+        """A slab for small arrays, or the array's own allocation, whose rest others may have."""
+        wanted = _whole(size_bytes, GRANULE_BYTES)
+        if wanted == GRANULE_BYTES and self.available_bytes() >= SLAB_BYTES:
+            wanted = SLAB_BYTES
+        slab = _Slab(self.allocate(wanted, "weights"), wanted)
+        self._slabs.append(slab)
+        return slab
 
     def exhausted(
         self, size_bytes: int, purpose: Purpose, *, refused: bool = False
@@ -91,9 +127,11 @@ class DevicePool:
         )
 
     def array(self, shape: tuple[int, ...], dtype: str, purpose: Purpose) -> DeviceArray:
-        """A fresh array, not initialised."""
-        wanted = DeviceArray(0, dtype, shape)
-        return DeviceArray(self.allocate(wanted.size_bytes, purpose), dtype, shape)
+        """A fresh array, not initialised; weights cannot be freed one by one."""
+        size_bytes = DeviceArray(0, dtype, shape).size_bytes
+        is_kept = purpose == "weights"
+        pointer = self.keep(size_bytes) if is_kept else self.allocate(size_bytes, purpose)
+        return DeviceArray(pointer, dtype, shape)
 
     def upload(self, values: Any, purpose: Purpose) -> DeviceArray:
         """A copy of a small NumPy array (float32, float64, int32 or uint64)."""
@@ -127,11 +165,12 @@ class DevicePool:
 
     def close(self) -> None:
         """Give everything back."""
+        self._slabs.clear()
         for pointer in list(self._held):
             self.free(pointer)
 
     def report(self) -> MemoryReport:
-        """Bytes by purpose."""
+        """Bytes that the driver took, by purpose."""
         return MemoryReport(
             self.used_bytes["weights"],
             self.used_bytes["kv"],
@@ -173,3 +212,8 @@ class DevicePool:
                     f"of device {device}"
                 )
         return len(self._held)
+
+
+def _whole(size_bytes: int, unit_bytes: int) -> int:
+    """The least multiple of a unit, at least one, that holds so many bytes."""
+    return max(1, -(-size_bytes // unit_bytes)) * unit_bytes
