@@ -18,7 +18,7 @@ from engine.backends import KvSequence, LoadOptions, Runtime
 from engine.errors import InvalidRequest, ModelLoadError
 from engine.gguf import GGUFFile
 from engine.load_progress import LoadProgress
-from engine.loading import LoadedModel, load_model
+from engine.loading import LoadedModel, import_for, load_model
 from engine.program import Attention, Embed, Linear, MixtureOfExperts, Op
 from engine.sampler import SamplingParams
 
@@ -67,6 +67,7 @@ def default_model() -> Path:
 def run(options: BenchOptions, *, as_json: bool) -> int:
     """Measure and print; the exit code."""
     device_s = _open_device(options.load.device)
+    import_for(options.load.device)
     begun = time.perf_counter()
     with LoadProgress(lambda *_: None) as progress:
         model = load_model(options.model, options.load, progress)

@@ -1,10 +1,13 @@
 """Loading a model: file → config → adapter → program → runtime, its tokenizer beside that."""
 
+import gc
 import hashlib
 import importlib
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
     from engine.tokenizer import Tokenizer
 
 BACKENDS = {"cpu": "engine.backends.cpu", "cuda": "engine.backends.cuda"}
+_IMPORTED = ("engine.adapters", "engine.chat", "engine.tokenizer")
 _DIGEST_CHUNK_BYTES = 1 << 20
+_SWITCH_INTERVAL_S = 0.0005
 
 
 @dataclass(frozen=True)
@@ -61,19 +66,17 @@ def load_model(
     from engine.adapters import adapter_for
 
     options = options or LoadOptions()
-    progress = progress or _silent
-    backend = import_backend(options.device)
-    with GGUFFile.open(path) as file, ThreadPoolExecutor(1, "tokenizer") as beside:
+    backend = import_for(options.device)
+    with _undisturbed(), GGUFFile.open(path) as file, _Text(file) as text:
         config = ModelConfig.from_file(file)
         adapter = adapter_for(config)
-        text = beside.submit(_read_text, file)
 
         def load_weights(told: Progress) -> Runtime:
             program = adapter.program(config, file.tensors)
             runtime: Runtime = backend.load(file, program, options, told)
             return runtime
 
-        runtime = _load_beside(text, load_weights, progress)
+        runtime = _load_beside(text, load_weights, progress or _silent)
         tokenizer, chat = text.result()
         return LoadedModel(
             name=path.stem,
@@ -91,6 +94,20 @@ def load_model(
         )
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No collections among what is there to stay, and threads that get their turn sooner."""
+    interval_s, was_enabled = sys.getswitchinterval(), gc.isenabled()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    gc.disable()
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval_s)
+        if was_enabled:
+            gc.enable()
+
+
 def _read_text(file: GGUFFile) -> "tuple[Tokenizer, ChatTemplate]":
     from engine.chat import ChatTemplate
     from engine.tokenizer import Tokenizer
@@ -99,13 +116,40 @@ def _read_text(file: GGUFFile) -> "tuple[Tokenizer, ChatTemplate]":
     return tokenizer, ChatTemplate.from_file(file, tokenizer)
 
 
+class _Text:
+    """The file's text, read in a thread from when it is begun: it takes the GIL for long."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self._file = file
+        self._thread = ThreadPoolExecutor(1, "tokenizer")
+        self._read: Future[tuple[Tokenizer, ChatTemplate]] | None = None
+
+    def begin(self) -> "Future[tuple[Tokenizer, ChatTemplate]]":
+        """Read it, if that has not begun."""
+        self._read = self._read or self._thread.submit(_read_text, self._file)
+        return self._read
+
+    def result(self) -> "tuple[Tokenizer, ChatTemplate]":
+        """Tokenizer and template, or the ModelLoadError of their text."""
+        return self.begin().result()
+
+    def __enter__(self) -> "_Text":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+
 def _load_beside(
-    text: "Future[Any]", load_weights: Callable[[Progress], Runtime], progress: Progress
+    text: _Text, load_weights: Callable[[Progress], Runtime], progress: Progress
 ) -> Runtime:
-    """Load the weights while `text` is read; an error of the text ends that, and is told first."""
+    """Load the weights, and read `text` from when they are told to begin.
+
+    An error of the text ends that, and is told first.
+    """
 
     def tell(loaded: int, total: int) -> None:
-        if text.done():
+        if text.begin().done():
             text.result()
         progress(loaded, total)
 
@@ -140,6 +184,14 @@ class FileDigest(threading.Thread):
         except OSError:
             return
         self.sha256 = digest.hexdigest()
+
+
+def import_for(device: str) -> Any:
+    """The backend's module, after all that loading a model imports; errors as `import_backend`."""
+    backend = import_backend(device)
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    return backend
 
 
 def import_backend(device: str) -> Any:

@@ -48,6 +48,13 @@ def _library() -> ctypes.CDLL:
         raise KernelLaunchError(f"no CUDA driver on this machine ({error})") from None
 
 
+@cache
+def _launch() -> Any:
+    """The launch call; it keeps the GIL: it takes microseconds, getting the GIL back may not."""
+    _library()
+    return ctypes.PyDLL("libcuda.so.1").cuLaunchKernelEx
+
+
 def check(status: int, what: str) -> None:
     """Raise KernelLaunchError with the driver's own words unless `status` is success."""
     if status == 0:
@@ -115,5 +122,5 @@ class Function:
             ctypes.addressof(_DEPENDENT), 1 if dependent else 0,
         )  # fmt: skip
         parameters: Any = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        status = _library().cuLaunchKernelEx(ctypes.byref(config), self._handle, parameters, None)
+        status = _launch()(ctypes.byref(config), self._handle, parameters, None)
         check(status, f"launching {self.name} on a grid of {shape.grid} x {shape.block} threads")

@@ -133,6 +133,11 @@ class RowPlacement:
     offset: int = 0
 
 
+def pack_kernel(type_name: str) -> Kernel:
+    """The kernel that packs rows of a type."""
+    return Kernel("pack.cu", f"pack_{type_name}")
+
+
 def pack_rows(
     launcher: Launcher,
     source: DeviceArray,
@@ -160,4 +165,4 @@ def pack_rows(
     )  # fmt: skip
     blocks = rows * (matrix.padded_k // 32)
     shape = LaunchShape((-(-blocks // 128), 1), 128)
-    launcher.launch(Kernel("pack.cu", f"pack_{matrix.type}"), shape, arguments)
+    launcher.launch(pack_kernel(matrix.type), shape, arguments)

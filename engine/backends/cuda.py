@@ -91,8 +91,7 @@ class CudaRuntime:
         with device_errors("loading the model"):
             planned = plan(self.program, lambda name: file.tensors[name].type)
             self._require_memory(file)
-            model = self._upload(file, planned, progress)
-            self._prepare(model)
+            self._upload(file, planned, progress)
             self._memory.running = True
             if os.environ.get(FAULT_VARIABLE) == "managed-pointer":
                 self._memory.adopt_managed_page()
@@ -105,25 +104,27 @@ class CudaRuntime:
         if wanted > self._memory.available_bytes():
             raise self._memory.exhausted(wanted, "weights")
 
-    def _upload(self, file: GGUFFile, planned: Plan, progress: Progress) -> BoundModel:
+    def _upload(self, file: GGUFFile, planned: Plan, progress: Progress) -> None:
+        """Copy the weights, and prepare for running meanwhile."""
+        context, memory = self._context, self._memory
         total = sum(tensor.size_bytes for tensor in file.tensors.values())
-        loader = WeightLoader(self._memory, self._context, self._stream, progress, total)
-        loader.open()
+        n_blocks, n_positions = context.limits.n_multiprocessors, self.context_length
+        space = Workspace.allocate(planned, self.program.kv, memory, n_blocks, n_positions)
+        loader = WeightLoader(memory, context.limits, space.staging)
         try:
-            builder = ModelBuilder(
-                file.tensors, loader, self._memory, self._context, self.context_length
-            )
+            builder = ModelBuilder(file.tensors, loader, memory, context, n_positions)
             model = builder.build(planned)
+            loader.start()
+            progress(0, total)
+            self._prepare(model, space)
+            loader.finish(progress, total)
         finally:
             loader.close()
         progress(total, total)
-        return model
 
-    def _prepare(self, model: BoundModel) -> None:
-        """Allocate what running needs, compile every kernel, and capture decoding."""
-        context, memory, kv = self._context, self._memory, self.program.kv
-        n_blocks, n_positions = context.limits.n_multiprocessors, self.context_length
-        space = Workspace.allocate(model.plan, kv, memory, n_blocks, n_positions)
+    def _prepare(self, model: BoundModel, space: Workspace) -> None:
+        """Compile every kernel, and capture decoding."""
+        context, memory, n_positions = self._context, self._memory, self.context_length
         self._page_table = space.page_table
         self._pool = PagePool(memory, space.page_bytes, self._options.kv_cache_mb * MEBIBYTE)
         self._generation = Generation(context, memory, self._stream, model, space, n_positions)

@@ -69,6 +69,10 @@ class Buffers:
             raise ValueError(f"scratch {name}: {wanted.size_bytes} of {held.size_bytes} bytes")
         return DeviceArray(held.pointer, dtype, shape)
 
+    def whole(self, name: str) -> DeviceArray:
+        """All bytes of a named array, u8[n]."""
+        return self._scratch[name]
+
     def reserve(self, name: str, size_bytes: int) -> None:
         """Make room for a scratch array."""
         held = self._scratch.get(name)

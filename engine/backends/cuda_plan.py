@@ -5,6 +5,7 @@ a residual Add into the linear before it, gate and up with their activation, RoP
 RmsNorm and Add around a mixture of experts.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -163,10 +164,15 @@ class Fuser:
     def __init__(self, ops: Sequence[Op], type_of: TypeOf, outputs: tuple[Value, ...]) -> None:
         self._ops = ops
         self._type_of = type_of
-        self._uses = [v for op in ops for v in reads(op)] + list(outputs)
+        self._readers: dict[int, list[Op]] = {}
+        for op in ops:
+            for buffer in {value.buffer for value in reads(op)}:
+                self._readers.setdefault(buffer, []).append(op)
+        uses = [value for op in ops for value in reads(op)]
+        self._n_uses_of = Counter(value.buffer for value in (*uses, *outputs))
 
     def _n_uses(self, value: Value) -> int:
-        return sum(1 for use in self._uses if use.buffer == value.buffer)
+        return self._n_uses_of[value.buffer]
 
     def steps(self) -> Iterator[Step]:
         """The fused steps in order."""
@@ -255,9 +261,9 @@ class Fuser:
 
     def _feeds_quantized(self, value: Value) -> bool:
         """Whether only quantized linears read a value."""
-        readers = [op for op in self._ops if any(v.buffer == value.buffer for v in reads(op))]
         return all(
-            isinstance(op, Linear) and self._type_of(op.weight) not in _FLOATS for op in readers
+            isinstance(op, Linear) and self._type_of(op.weight) not in _FLOATS
+            for op in self._readers.get(value.buffer, ())
         )
 
     def _linear(self, at: int) -> tuple[Step, int] | None:

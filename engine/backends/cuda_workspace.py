@@ -61,6 +61,11 @@ class Workspace:
             first, ids, page_table, logit_rows, layer_bytes, kv.n_layers * layer_bytes,
         )  # fmt: skip
 
+    @property
+    def staging(self) -> DeviceArray:
+        """A large array u8[n] that is free until a chunk runs."""
+        return self.rows.whole("input_float")
+
     def pages(self, layer: int) -> KvPages:
         """Where a layer's keys and values are in each page."""
         return KvPages(self.page_table, self.page_bytes, layer * self.layer_bytes)

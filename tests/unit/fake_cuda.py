@@ -50,6 +50,9 @@ class FakeRuntime:
     def getDevice(self) -> int:  # noqa: N802
         return 0
 
+    def setDevice(self, device: int) -> None:  # noqa: N802
+        return
+
     def _inside(self, pointer: int, size: int) -> None:
         assert any(p <= pointer and pointer + size <= p + n for p, n in self.held.items()), pointer
 

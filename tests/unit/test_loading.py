@@ -54,7 +54,8 @@ def test_the_text_is_read_while_the_weights_are(
         assert weights.wait(WAIT_S)
         return read_text(file)
 
-    def load(*_: Any) -> FakeRuntime:
+    def load(file: Any, program: Any, options: Any, progress: Progress) -> FakeRuntime:
+        progress(0, 1)
         weights.set()
         assert text.wait(WAIT_S)
         return FakeRuntime()
