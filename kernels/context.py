@@ -44,6 +44,16 @@ class Kernel:
         return Unit(self.source, (self.code,) if self.code else ())
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One launch as it was asked for."""
+
+    kernel: Kernel
+    shape: LaunchShape
+    arguments: ctypes.Structure
+    dependent: bool
+
+
 class Launcher(Protocol):
     """Where the typed launchers send their work."""
 
@@ -67,6 +77,7 @@ class KernelContext:
     _functions: dict[Kernel, Function] = field(default_factory=dict)
     _modules: dict[Unit, Module] = field(default_factory=dict)
     _recorded: list[Kernel] | None = None
+    _noted: list[Launch] | None = None
 
     def prepare(self, kernels: Iterable[Kernel]) -> None:
         """Compile (in parallel) and load what is not loaded yet."""
@@ -83,7 +94,7 @@ class KernelContext:
     @property
     def is_recording(self) -> bool:
         """Whether launches are collected instead of queued."""
-        return self._recorded is not None
+        return self._recorded is not None or self._noted is not None
 
     @contextmanager
     def recording(self) -> Iterator[list[Kernel]]:
@@ -93,6 +104,15 @@ class KernelContext:
             yield self._recorded
         finally:
             self._recorded = None
+
+    @contextmanager
+    def noting(self) -> Iterator[list[Launch]]:
+        """Collect the launches asked for inside, for `queue`, instead of queueing them."""
+        self._noted = []
+        try:
+            yield self._noted
+        finally:
+            self._noted = None
 
     @contextmanager
     def serialized(self) -> Iterator[None]:
@@ -108,9 +128,18 @@ class KernelContext:
         if self._recorded is not None:
             self._recorded.append(kernel)
             return
-        function = self._function(kernel)
         dependent = self.dependent and self.limits.has_dependent_launch
-        function.launch(shape, arguments, self.stream, dependent=dependent)
+        launch = Launch(kernel, shape, arguments, dependent)
+        if self._noted is not None:
+            self._noted.append(launch)
+        else:
+            self.queue([launch])
+
+    def queue(self, launches: Iterable[Launch]) -> None:
+        """Queue launches as they were noted; raises KernelLaunchError."""
+        for one in launches:
+            function = self._function(one.kernel)
+            function.launch(one.shape, one.arguments, self.stream, dependent=one.dependent)
 
     def _function(self, kernel: Kernel) -> Function:
         function = self._functions.get(kernel)

@@ -26,7 +26,7 @@ from kernels.attention import (
     attention_decode,
     attention_merge,
 )
-from kernels.context import KernelContext
+from kernels.context import KernelContext, Launch
 from kernels.gemv import (
     MERGED_SPLITS,
     ROUTER_LANES,
@@ -290,7 +290,6 @@ class DecodeGraphs:
     context: KernelContext
     launches_of: Callable[[int], list[Callable[[], None]]]
     _graphs: dict[int, Any] = field(default_factory=dict)
-    _held: list[Any] = field(default_factory=list)
 
     def launch(self, position: int) -> None:
         """Queue the step that decodes the token at this position."""
@@ -299,26 +298,25 @@ class DecodeGraphs:
             self.capture(bucket)
         self._graphs[bucket].launch(self.stream)
 
-    def prepare(self, launches: list[Callable[[], None]]) -> None:
-        """Compile and load the kernels of these launches."""
-        with self.context.recording() as kernels:
-            for launch in launches:
-                launch()
-        self.context.prepare(kernels)
-
     def capture(self, bucket: int) -> None:
         """Build and capture the step of a bucket, its kernels compiled before."""
-        launches = self.launches_of(bucket)
-        self.prepare(launches)
-        self._held.append(launches)
+        launches = self._noted(bucket)
+        self.context.prepare(launch.kernel for launch in launches)
         self.stream.synchronize()
         with self.stream:
             self.stream.begin_capture()
-            self.context.dependent = True
             try:
-                for launch in launches:
-                    launch()
+                self.context.queue(launches)
             finally:
-                self.context.dependent = False
                 self._graphs[bucket] = self.stream.end_capture()
             self._graphs[bucket].upload(self.stream)
+
+    def _noted(self, bucket: int) -> list[Launch]:
+        self.context.dependent = True
+        try:
+            with self.context.noting() as launches:
+                for launch in self.launches_of(bucket):
+                    launch()
+        finally:
+            self.context.dependent = False
+        return launches

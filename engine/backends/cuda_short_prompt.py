@@ -37,13 +37,13 @@ class ShortPromptGraphs:
         return True
 
     def _capture(self, rows: int) -> Any:
-        with self.context.recording() as kernels:
+        with self.context.noting() as launches:
             self.queue_body(rows)
-        self.context.prepare(kernels)
+        self.context.prepare(launch.kernel for launch in launches)
         with self.stream:
             self.stream.begin_capture()
             try:
-                self.queue_body(rows)
+                self.context.queue(launches)
             finally:
                 graph = self.stream.end_capture()
             graph.upload(self.stream)
