@@ -91,11 +91,6 @@ class KernelContext:
             if kernel not in self._functions:
                 self._functions[kernel] = self._modules[kernel.unit].function(kernel.entry)
 
-    @property
-    def is_recording(self) -> bool:
-        """Whether launches are collected instead of queued."""
-        return self._recorded is not None or self._noted is not None
-
     @contextmanager
     def recording(self) -> Iterator[list[Kernel]]:
         """Collect the kernels that would be launched inside, instead of launching them."""

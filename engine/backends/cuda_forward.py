@@ -25,10 +25,6 @@ _LAYERS_AHEAD = 4
 _DEVICE_TO_DEVICE = 3
 
 
-def _go_on() -> None:
-    """A checkpoint that never stops."""
-
-
 @dataclass
 class ForwardPass:
     """Runs a bound model in a workspace, for sequences of up to `context_length` tokens."""
@@ -49,11 +45,15 @@ class ForwardPass:
 
     def queue_every_kernel(self) -> None:
         """Launch each kernel that any chunk needs once; for a context that records."""
-        space = self.workspace
-        self._queue_short_prompt(1)
-        for rows in (1, space.chunk_tokens):
+        space, steps = self.workspace, self.model.distinct_body()
+        for rows, executor in (
+            (1, self._few_executor),
+            (1, self._executor),
+            (space.chunk_tokens, self._executor),
+        ):
             chunk = Chunk(rows, space.ids.rows(0, rows), space.position, space.pages)
-            self._run_steps(chunk, _go_on)
+            for bound in steps:
+                executor.run(bound, chunk)
         self._run_head(1)
 
     def run(
@@ -104,7 +104,7 @@ class ForwardPass:
         queued: deque[Any] = deque()
         for bound in self.model.body:
             self._executor.run(bound, chunk)
-            if isinstance(bound, BoundAttention) and not self.context.is_recording:
+            if isinstance(bound, BoundAttention):
                 queued.append(self.stream.record())
                 if len(queued) > _LAYERS_AHEAD:
                     queued.popleft().synchronize()

@@ -1,7 +1,8 @@
 """A planned program with its weights on the device: what prefill and decode execute."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from engine.backends.cuda_plan import (
     Plan,
     PositionStep,
     Step,
+    step_reads,
+    step_writes,
 )
 from engine.backends.cuda_weights import Part, WeightLoader
 from engine.errors import ModelLoadError
@@ -114,6 +117,37 @@ class BoundModel:
     plan: Plan
     body: tuple[Bound, ...]
     head: tuple[Bound, ...]
+
+    def distinct_body(self) -> tuple[Bound, ...]:
+        """Steps of the body among which is one for each way in which steps choose kernels."""
+        return tuple({self._way(bound): bound for bound in self.body}.values())
+
+    def _way(self, bound: Bound) -> tuple[object, ...]:
+        """What decides which kernels a step takes: types, shapes and forms, but no addresses."""
+        step: Any = bound.step
+        op = getattr(step, "op", None)
+        has = tuple(type(getattr(step, name, None)) for name in ("norm", "residual", "op"))
+        kinds = tuple(getattr(of, "kind", None) for of in (step, op))
+        values = (*step_reads(step), *step_writes(step))
+        forms = tuple((v.buffer in self.plan.halves, v.buffer in self.plan.floats) for v in values)
+        widths = tuple(v.width for v in values)
+        parts = tuple(_shape_of(getattr(bound, f.name)) for f in fields(bound) if f.name != "step")
+        return type(step), has, kinds, forms, widths, parts
+
+
+def _shape_of(part: object) -> object:
+    """A part of a step without its addresses."""
+    match part:
+        case PackedMatrix():
+            return part.type, part.rows, part.k, part.tile_rows, part.n_experts
+        case DeviceArray():
+            return part.dtype, part.shape
+        case Rotation():
+            return part.pairs
+        case tuple():
+            return tuple(map(_shape_of, part))
+        case _:
+            return part
 
 
 @dataclass

@@ -23,6 +23,7 @@ from engine.backends.cuda_device import (
 from engine.backends.cuda_kv import CudaSequence, PagePool
 from engine.backends.cuda_memory import DevicePool
 from engine.backends.cuda_plan import AttentionStep, EmbedStep, GatedStep, LinearStep, plan
+from engine.backends.cuda_prefill import Chunk
 from engine.backends.cuda_splitting import BUCKETS, bucket_of, most_keys, splitting
 from engine.backends.cuda_weights import is_mapped_file
 from engine.config import ModelConfig
@@ -164,6 +165,29 @@ def test_a_budget_that_is_too_small_names_both_counts(cupy: FakeCupy) -> None:
         load(memory_limit_mb=1)
     assert raised.value.required_bytes > raised.value.available_bytes
     assert cupy.cuda.runtime.held == {}
+
+
+@pytest.mark.parametrize("model", sorted(TINY))
+def test_one_step_of_each_way_takes_every_kernel(
+    cupy: FakeCupy, tmp_path: Path, model: str
+) -> None:
+    write_model(tmp_path / "m.gguf", model, 0)
+    loaded = load_model(tmp_path / "m.gguf", LoadOptions(device="cuda:0"))
+    assert isinstance(loaded.runtime, cuda.CudaRuntime)
+    forward = loaded.runtime._forward
+    with forward.context.recording() as prepared:
+        forward.queue_every_kernel()
+    space = forward.workspace
+    with forward.context.recording() as needed:
+        for rows in (1, 63, space.chunk_tokens):
+            chunk = Chunk(rows, space.ids.rows(0, rows), space.position, space.pages)
+            for bound in forward.model.body:
+                forward._executor.run(bound, chunk)
+        forward._queue_short_prompt(1)
+        forward._run_head(1)
+    assert len(forward.model.distinct_body()) < len(forward.model.body)
+    assert set(prepared) == set(needed)
+    loaded.close()
 
 
 def test_an_exhausted_kv_budget_ends_one_request_only(cupy: FakeCupy) -> None:
