@@ -84,7 +84,7 @@ def run(options: BenchOptions, *, as_json: bool) -> int:
 
 
 def _open_device(device: str) -> float:
-    """Seconds for what a process does once, whatever it loads: CuPy's import, CUDA's context."""
+    """Seconds for what a process does once, whatever it loads: CuPy, CUDA's context, NVRTC."""
     if not device.startswith("cuda"):
         return 0.0
     from engine.backends.cuda_device import open_device

@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Unit:
         return expand(self.source) + "\n" + "\n".join(self.entries) + "\n"
 
 
+@cache
 def expand(name: str) -> str:
     """The text of a kernel source with its own headers in place; each header once."""
     seen: set[str] = set()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import DeviceError
+from kernels.compile import nvrtc_version
 from kernels.context import DeviceLimits
 from kernels.driver import driver_version
 from kernels.errors import KernelError
@@ -93,7 +94,10 @@ def architecture_of(capability: tuple[int, int]) -> str:
 
 
 def open_device(device: str) -> CudaDevice:
-    """Make the device current and describe it; raises DeviceError with one line on any fault."""
+    """Make the device current and describe it; raises DeviceError with one line on any fault.
+
+    What a process does once happens here: CuPy, CUDA's context and NVRTC are there afterwards.
+    """
     index = parse_device(device)
     try:
         driver = driver_version()
@@ -113,6 +117,10 @@ def open_device(device: str) -> CudaDevice:
     name = properties["name"].decode()
     capability = (properties["major"], properties["minor"])
     check_capability(name, capability)
+    try:
+        nvrtc_version()
+    except KernelError as error:
+        raise DeviceError(f"--device {device}: {error}") from None
     limits = DeviceLimits(
         architecture_of(capability),
         properties["multiProcessorCount"],

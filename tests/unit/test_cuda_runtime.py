@@ -55,6 +55,7 @@ from engine.sampler import SamplingParams
 from engine.synthetic import TINY, write_model, write_shape
 from kernels.attention import AttentionShape
 from kernels.context import DeviceLimits, KernelContext
+from kernels.errors import KernelCompileError
 from kernels.gemv import Gemv
 from tests.unit import fake_cuda
 from tests.unit.fake_cuda import LAUNCHES, FakeCupy
@@ -305,6 +306,26 @@ def test_an_index_past_the_last_device_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cuda_device, "import_cupy", lambda: fake)
     with pytest.raises(DeviceError, match="this machine has 1 CUDA device"):
         open_device("cuda:1")
+
+
+def test_a_machine_without_nvrtc_says_so_before_a_model_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    properties = {"name": b"card", "major": 9, "minor": 0}
+    runtime = SimpleNamespace(
+        runtimeGetVersion=lambda: 13000, getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError,
+        setDevice=lambda index: None, getDeviceProperties=lambda index: properties,
+    )  # fmt: skip
+
+    def missing() -> tuple[int, int]:
+        raise KernelCompileError("NVRTC is not installed")
+
+    monkeypatch.setattr(cuda_device, "driver_version", lambda: 13000)
+    fake = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(cuda_device, "import_cupy", lambda: fake)
+    monkeypatch.setattr(cuda_device, "nvrtc_version", missing)
+    with pytest.raises(DeviceError, match="--device cuda:0: NVRTC is not installed"):
+        open_device("cuda:0")
 
 
 def test_old_drivers_and_old_cards_are_refused() -> None:
