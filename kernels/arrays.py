@@ -75,16 +75,20 @@ def require(
     """
     if array.dtype != dtype:
         raise KernelArgumentError(f"{name}: wanted dtype {dtype}, got {array.dtype}")
-    wanted = tuple("*" if n is None else n for n in shape)
-    if len(array.shape) != len(shape) or any(
-        n is not None and n != have for n, have in zip(shape, array.shape, strict=True)
-    ):
+    if array.shape != shape and not _is_like(array.shape, shape):
+        wanted = tuple("*" if n is None else n for n in shape)
         raise KernelArgumentError(f"{name}: wanted shape {wanted}, got {array.shape}")
     if not strided and array.row_stride not in (0, array.shape[-1]):
         raise KernelArgumentError(f"{name}: rows must be contiguous, got stride {array.stride}")
     if array.pointer % ITEM_BYTES[dtype] or (array.pointer == 0 and prod(array.shape)):
         raise KernelArgumentError(f"{name}: {array.pointer:#x} is no address of {dtype} items")
     return array.pointer
+
+
+def _is_like(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        n is None or n == have for n, have in zip(wanted, shape, strict=True)
+    )
 
 
 def require_positive(**numbers: int) -> None:
