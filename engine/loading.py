@@ -3,7 +3,6 @@
 import gc
 import hashlib
 import importlib
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 BACKENDS = {"cpu": "engine.backends.cpu", "cuda": "engine.backends.cuda"}
 _IMPORTED = ("engine.adapters", "engine.chat", "engine.tokenizer")
 _DIGEST_CHUNK_BYTES = 1 << 20
-_SWITCH_INTERVAL_S = 0.0005
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def load_model(
 
     options = options or LoadOptions()
     backend = import_for(options.device)
-    with _undisturbed(), GGUFFile.open(path) as file, _Text(file) as text:
+    with _no_collections(), GGUFFile.open(path) as file, _Text(file) as text:
         config = ModelConfig.from_file(file)
         adapter = adapter_for(config)
 
@@ -95,15 +93,13 @@ def load_model(
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """No collections among what is there to stay, and threads that get their turn sooner."""
-    interval_s, was_enabled = sys.getswitchinterval(), gc.isenabled()
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+def _no_collections() -> Iterator[None]:
+    """The collector rests: it would go through all that a load leaves, which is there to stay."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        sys.setswitchinterval(interval_s)
         if was_enabled:
             gc.enable()
 
@@ -117,7 +113,7 @@ def _read_text(file: GGUFFile) -> "tuple[Tokenizer, ChatTemplate]":
 
 
 class _Text:
-    """The file's text, read in a thread from when it is begun: it takes the GIL for long."""
+    """The file's text, read in a thread from when it is begun: it keeps the GIL for long."""
 
     def __init__(self, file: GGUFFile) -> None:
         self._file = file

@@ -105,7 +105,10 @@ class CudaRuntime:
             raise self._memory.exhausted(wanted, "weights")
 
     def _upload(self, file: GGUFFile, planned: Plan, progress: Progress) -> None:
-        """Copy the weights, and prepare for running meanwhile."""
+        """Copy the weights, and prepare for running meanwhile.
+
+        Progress begins only then: with it begins the tokenizer, which keeps the GIL for long.
+        """
         context, memory = self._context, self._memory
         total = sum(tensor.size_bytes for tensor in file.tensors.values())
         n_blocks, n_positions = context.limits.n_multiprocessors, self.context_length
@@ -115,8 +118,8 @@ class CudaRuntime:
             builder = ModelBuilder(file.tensors, loader, memory, context, n_positions)
             model = builder.build(planned)
             loader.start()
-            progress(0, total)
             self._prepare(model, space)
+            progress(0, total)
             loader.finish(progress, total)
         finally:
             loader.close()

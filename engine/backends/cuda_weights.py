@@ -23,7 +23,7 @@ from kernels.context import DeviceLimits, KernelContext
 from kernels.matrix import PackedMatrix, RowPlacement, matrix_bytes, pack_kernel, pack_rows
 
 CHUNK_BYTES = 16 << 20
-N_THREADS = 4
+N_THREADS = 2
 _VECTOR_BLOCK_BYTES = 256 << 10
 _LARGEST_GAP_BYTES = 64 << 10
 _MADV_DONTNEED = 4

@@ -1,7 +1,6 @@
 """The tokenizer is read beside the weights; which error a load ends with is no matter of luck."""
 
 import gc
-import sys
 import threading
 import time
 from pathlib import Path
@@ -125,20 +124,19 @@ def test_weights_are_given_back_where_the_text_is_bad(
 def test_the_collector_rests_during_a_load_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bad_text: bool
 ) -> None:
-    seen: list[tuple[bool, float]] = []
+    seen: list[bool] = []
 
     def load(*_: Any) -> FakeRuntime:
-        seen.append((gc.isenabled(), sys.getswitchinterval()))
+        seen.append(gc.isenabled())
         return FakeRuntime()
 
     backend(monkeypatch, load)
-    before = (gc.isenabled(), sys.getswitchinterval())
+    assert gc.isenabled()
     path = model(tmp_path, bad_text=bad_text)
     if bad_text:
         with pytest.raises(ModelLoadError):
             load_model(path)
     else:
         load_model(path).close()
-    assert not seen[0][0]
-    assert seen[0][1] < before[1]
-    assert (gc.isenabled(), sys.getswitchinterval()) == before == (True, before[1])
+    assert seen == [False]
+    assert gc.isenabled()
