@@ -15,7 +15,7 @@ Checkpoint = Callable[[], None]
 """Called between layers and between tokens; raises Cancelled or InferenceTimeout to stop work."""
 
 Progress = Callable[[int, int], None]
-"""Load progress: (bytes_loaded, bytes_total)."""
+"""Load progress: (bytes_loaded, bytes_total); the first call begins the reading of the text."""
 
 
 @dataclass(frozen=True)
