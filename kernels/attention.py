@@ -270,7 +270,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class DecodeTuning:
-    """Warps a block, steps in flight a warp, blocks a split (over 1: sm_90 and later)."""
+    """Warps a block, steps of 16 keys in flight a warp, blocks a split (over 1: sm_90 on)."""
 
     warps: int
     slots: int

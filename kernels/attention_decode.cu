@@ -3,11 +3,12 @@
 // The splits are a function of the position alone (split.cuh), so the result is too. RoPE of q and k and
 // the append to the cache happen here. attention_merge joins the splits:  out = Σ o·e^(m-M) / Σ l·e^(m-M).
 // Grid: x over splits of CLUSTER blocks each, y over kv heads' groups of HEADS query heads. A warp takes
-// every WARPS · CLUSTER-th step of 16 keys of the split through its own ring of SLOTS steps, on tensor
-// cores: S = K·qᵀ, O = Vᵀ·P, so that keys and dimensions fill the 16 rows and heads the 8 columns (q and
-// the probabilities in halves, as in prefill). The warps' results are joined in shared memory, the blocks'
-// in distributed shared memory (CLUSTER > 1: sm_90), in order.
+// every WARPS · CLUSTER-th step of 16 keys of the split through its own stream of SLOTS steps, keys and values
+// a tile each, on tensor cores: S = K·qᵀ, O = Vᵀ·P, so that keys and dimensions fill the 16 rows and heads the
+// 8 columns (q and the probabilities in halves, as in prefill). The warps' results are joined in shared
+// memory, the blocks' in distributed shared memory (CLUSTER > 1: sm_90), in order.
 #include "kv_page.cuh"
+#include "stream.cuh"
 
 struct AttentionDecodeArgs {
   const float* q;
@@ -21,13 +22,6 @@ struct AttentionDecodeArgs {
   int n_pairs, window, least_keys, max_splits, groups;   // groups: blocks a kv head
   float scale;
 };
-
-// Place of 16-byte chunk c of a row of `chunks` so that eight rows' equal chunks lie in eight banks.
-template <int CHUNKS>
-INLINE int swizzled_chunk(int row, int c) {
-  constexpr int BITS = CHUNKS % 8 == 0 ? 3 : CHUNKS % 4 == 0 ? 2 : 1;
-  return c ^ (row >> (3 - BITS) & ((1 << BITS) - 1));
-}
 
 INLINE void cluster_arrive() {
 #if HAS_BULK_COPY
@@ -50,12 +44,13 @@ INLINE void store_remote(float* at, int rank, float value) {
 
 template <int HD, int HEADS, int PAIRS, int WARPS, int SLOTS, int CLUSTER>
 INLINE void attention_decode(const AttentionDecodeArgs& a) {
-  constexpr int CHUNKS = HD / 8, THREADS = WARPS * 32, STEP = STEP_KEYS * HD, SIZE = HEADS * HD, STRIDE = WARPS * CLUSTER;
+  constexpr int CHUNKS = HD / 8, THREADS = WARPS * 32, TILE = STEP_KEYS * HD, TILES = 2 * SLOTS, SIZE = HEADS * HD, STRIDE = WARPS * CLUSTER;
   constexpr int SHARE = (SIZE + CLUSTER - 1) / CLUSTER;
-  extern __shared__ __align__(128) u8 space[];  // [warp][slot][keys, values][16][HD] halves, then the warps' sums
+  extern __shared__ __align__(128) u8 space[];  // [warp][tile][16][HD] halves, then the warps' sums
   __shared__ __align__(16) float q[HEADS][HD];
   __shared__ __align__(16) u16 newest[2][HD];
   __shared__ float2 rope[HD / 2];
+  __shared__ u64 barriers[WARPS][TILES];
   __shared__ float2 warp_sums[WARPS][HEADS], block_sums[CLUSTER][HEADS];
   __shared__ float block_out[CLUSTER > 1 ? CLUSTER * SHARE : 1];
   const int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31, column = 2 * (lane & 3), row = lane >> 2;
@@ -71,28 +66,20 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
   }
   if (CLUSTER > 1) cluster_arrive();  // the others' shared memory may be written once all have started
   const int steps = (end - begin + STEP_KEYS - 1) / STEP_KEYS, first_step = rank * WARPS + warp;
-  u16* ring = (u16*)space + warp * SLOTS * 2 * STEP;
-  auto page_of = [&](int step) { return step < steps ? __ldcg(a.cache.pages + (begin + step * STEP_KEYS) / PAGE) : 0; };
-  u64 page = page_of(first_step);  // of the step to fetch next, asked for a step ahead
-  auto fetch = [&](int step, int slot) {
-    const u64 next_page = page_of(step + STRIDE);
-    if (step < steps) {
-      const int key = begin + step * STEP_KEYS;
-      const u16* from_k = kv_tile(a.cache, page, 0, kv_head) + key % PAGE * HD;
-      const u16* from_v = kv_tile(a.cache, page, 1, kv_head) + key % PAGE * HD;
-      u16* to = ring + slot * 2 * STEP;
-#pragma unroll
-      for (int n = 0; n < CHUNKS / 2; n++) {
-        const int i = n * 32 + lane, r = i / CHUNKS, place = r * HD + swizzled_chunk<CHUNKS>(r, i % CHUNKS) * 8;
-        copy16(to + place, from_k + i * 8, key + r < position);
-        copy16(to + STEP + place, from_v + i * 8, key + r < position);
-      }
-    }
-    copy_commit();
-    page = next_page;
+  TileStream<TILES, TILE * 2, true> stream(space + warp * TILES * TILE * 2, barriers[warp]);
+  const int value_offset = a.cache.n_kv_heads * PAGE * HD;
+  auto keys_of = [&](int step) -> const u16* {
+    const int key = begin + step * STEP_KEYS;
+    return step < steps ? kv_tile(a.cache, key, 0, kv_head) + key % PAGE * HD : nullptr;
   };
+  const u16* from = keys_of(first_step);  // keys of the step to fetch next, asked for a step ahead
+  auto fetch = [&](int slot, int value) { stream.fetch(slot, (const u8*)(from + value * value_offset), TILE * 2, from != nullptr); };
 #pragma unroll
-  for (int s = 0; s < SLOTS; s++) fetch(first_step + s * STRIDE, s);  // earlier tokens' keys are complete
+  for (int s = 0; s < SLOTS; s++) {  // earlier tokens' keys are complete
+    fetch(2 * s, 0);
+    fetch(2 * s + 1, 1);
+    from = keys_of(first_step + (s + 1) * STRIDE);
+  }
   if (PAIRS != NO_ROPE)
     for (int i = thread; i < a.n_pairs; i += THREADS) rope[i] = __ldg(a.table + (u64)position * a.n_pairs + i);
   __syncthreads();
@@ -106,8 +93,9 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
       newest[0][d] = float_to_half(rotated<PAIRS>(a.k + kv_head * HD, d, rope, a.n_pairs));
       newest[1][d] = float_to_half(__ldcg(a.v + kv_head * HD + d));
       if (rank == 0 && blockIdx.y % a.groups == 0) {
-        kv_tile(a.cache, position, 0, kv_head)[position % PAGE * HD + d] = newest[0][d];
-        kv_tile(a.cache, position, 1, kv_head)[position % PAGE * HD + d] = newest[1][d];
+        const int place = kv_place(HD, position % PAGE, d);
+        kv_tile(a.cache, position, 0, kv_head)[place] = newest[0][d];
+        kv_tile(a.cache, position, 1, kv_head)[place] = newest[1][d];
       }
     }
   __syncthreads();
@@ -125,31 +113,38 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
 #pragma unroll
     for (int c = 0; c < 4; c++) acc[j][c] = 0;
 
-  for (int step = first_step, n = 0; step < steps; step += STRIDE, n++) {
-    copy_wait<SLOTS - 1>();
-    __syncwarp();
-    const int key = begin + step * STEP_KEYS, slot = n % SLOTS;
-    u16* keys = ring + slot * 2 * STEP;
-    u16* values = keys + STEP;
-    if (position - key < STEP_KEYS) {
-      const int r = position - key;
-      if (lane < CHUNKS) *(uint4*)(keys + r * HD + swizzled_chunk<CHUNKS>(r, lane) * 8) = *(const uint4*)&newest[0][lane * 8];
-      else if (lane < 2 * CHUNKS) *(uint4*)(values + r * HD + swizzled_chunk<CHUNKS>(r, lane - CHUNKS) * 8) = *(const uint4*)&newest[1][(lane - CHUNKS) * 8];
-      __syncwarp();
-    }
+  for (int step = first_step, n = 0; step < steps; step += STRIDE, n += 2) {
+    const int key = begin + step * STEP_KEYS, newest_row = position - key;
+    // The stream's next tile, with this token's row in it and zeros after it.
+    auto next_tile = [&](int value) {
+      u16* tile = (u16*)stream.wait(n + value);
+      if (newest_row < STEP_KEYS) {
+#pragma unroll 1
+        for (int i = newest_row * CHUNKS + lane; i < STEP_KEYS * CHUNKS; i += 32) {
+          const int c = i - newest_row * CHUNKS;
+          *(uint4*)(tile + (c < CHUNKS ? kv_place(HD, newest_row, c * 8) : i * 8)) = c < CHUNKS ? *(const uint4*)&newest[value][c * 8] : make_uint4(0, 0, 0, 0);
+        }
+        __syncwarp();
+      }
+      return tile;
+    };
+    const u16* keys = next_tile(0);
     float s[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};  // keys row and row + 8 by heads column and column + 1
 #pragma unroll
     for (int kk = 0; kk < HD / 16; kk++) {
       u32 fk[4];
-      load_matrix4(fk, shared_address(keys + (lane & 15) * HD + swizzled_chunk<CHUNKS>(lane & 15, kk * 2 + (lane >> 4)) * 8));
+      load_matrix4(fk, shared_address(keys + kv_place(HD, lane & 15, kk * 16 + (lane >> 4) * 8)));
       mma16816(kk % 2 ? odd : s, fk, fq[kk][0], fq[kk][1]);
     }
+    __syncwarp();
+    fetch(n % TILES, 0);
     const int at = key + row;
     const bool low = at < end && (a.window <= 0 || at > position - a.window);
     const bool high = at + 8 < end && (a.window <= 0 || at + 8 > position - a.window);
-    float shrink[2];
+    float shrink[2] = {1, 1};
 #pragma unroll
     for (int h = 0; h < 2; h++) {
+      if (h == HEADS) continue;
       s[h] += odd[h], s[h + 2] += odd[h + 2];
       float now = best[h];
       if (low) now = fmaxf(now, s[h]);
@@ -163,22 +158,23 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
     }
     const u32 p0 = transposed_matrix(floats_to_half2(s[0], s[1])), p1 = transposed_matrix(floats_to_half2(s[2], s[3]));
     const int value_row = (lane & 7) + ((lane >> 4) << 3);
+    const u16* values = next_tile(1);
 #pragma unroll
     for (int j = 0; j < HD / 16; j++) {
       u32 fv[4];
-      load_matrix4_transposed(fv, shared_address(values + value_row * HD + swizzled_chunk<CHUNKS>(value_row, j * 2 + (lane >> 3 & 1)) * 8));
+      load_matrix4_transposed(fv, shared_address(values + kv_place(HD, value_row, j * 16 + (lane >> 3 & 1) * 8)));
 #pragma unroll
       for (int c = 0; c < 4; c++) acc[j][c] *= shrink[c & 1];
       mma16816(acc[j], fv, p0, p1);
     }
     __syncwarp();
-    fetch(step + SLOTS * STRIDE, slot);
+    fetch((n + 1) % TILES, 1);
+    from = keys_of(step + (SLOTS + 1) * STRIDE);
   }
 #pragma unroll
   for (int h = 0; h < 2; h++)
 #pragma unroll
     for (int o = 4; o <= 16; o <<= 1) sum[h] += __shfl_xor_sync(~0u, sum[h], o);
-  copy_wait<0>();
   __syncthreads();
   float* partial = (float*)space;  // [warp][HEADS][HD]
 #pragma unroll

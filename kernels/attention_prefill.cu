@@ -34,8 +34,9 @@ INLINE void attention_prefill(const AttentionPrefillArgs& a) {
       for (int i = thread; i < PAGE * VECTORS; i += 128) {
         const int row = i / VECTORS, c = i % VECTORS;
         const bool valid = key + row <= last;
-        copy16(to + row * STRIDE + c * 8, from_k + row * HD + c * 8, valid);
-        copy16(to + TILE + row * STRIDE + c * 8, from_v + row * HD + c * 8, valid);
+        const int place = row * STRIDE + kv_chunk(HD, row, c) * 8;
+        copy16(to + place, from_k + i * 8, valid);
+        copy16(to + TILE + place, from_v + i * 8, valid);
       }
     }
     copy_commit();

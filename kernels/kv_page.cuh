@@ -1,5 +1,6 @@
 // KV cache pages: 64 positions of every layer. Inside a page: layer, then keys before values, then
-// kv head, then [64][head_dim] halves, so that one head's page is one contiguous tile.
+// kv head, then [64][head_dim] halves, so that one head's page is one contiguous tile. The 16-byte chunks of a
+// row are permuted (kv_chunk), so that a tile copied as it is can be read by ldmatrix without bank conflicts.
 #pragma once
 #include "split.cuh"
 
@@ -14,6 +15,13 @@ struct KvCache {
 INLINE u16* kv_tile(const KvCache& c, u64 page, int value, int head) {
   return (u16*)(page + c.layer_offset) + (u64)(value * c.n_kv_heads + head) * PAGE * c.head_dim;
 }
+// Place of 16-byte chunk c in its row: eight rows' equal chunks lie in eight different banks of 16 bytes.
+INLINE int kv_chunk(int head_dim, int row, int c) {
+  const int bits = head_dim % 64 == 0 ? 3 : head_dim % 32 == 0 ? 2 : 1;
+  return c ^ (row >> (3 - bits) & ((1 << bits) - 1));
+}
+// Place of element d of a row in a tile of [64][head_dim].
+INLINE int kv_place(int head_dim, int row, int d) { return row * head_dim + kv_chunk(head_dim, row, d >> 3) * 8 + (d & 7); }
 INLINE u16* kv_tile(const KvCache& c, int position, int value, int head) { return kv_tile(c, __ldcg(c.pages + position / PAGE), value, head); }
 
 // Keys and values that the next attention will read: a kernel with the memory idle brings them to L2.
@@ -24,12 +32,12 @@ struct KvAhead {
 };
 constexpr u32 AHEAD_BYTES = 4096;  // divides a layer's part of any page
 
-// One warp of each block asks for the block's chunks, in all seven eighths of what the position sees.
+// One warp of each block asks for the block's chunks, in all three quarters of what the position sees.
 INLINE void bring_ahead(const KvAhead& a) {
 #if HAS_BULK_COPY
   const int position = __ldcg(a.position), first_page = first_page_key(position, a.window) / PAGE;
   const u32 page_chunks = 4 * a.cache.n_kv_heads * PAGE * a.cache.head_dim / AHEAD_BYTES;
-  const u32 end = min((u32)(position / PAGE + 1 - first_page) * page_chunks, (u32)a.most_chunks) * 7 / 8;
+  const u32 end = min((u32)(position / PAGE + 1 - first_page) * page_chunks, (u32)a.most_chunks) * 3 / 4;
   for (u32 i = blockIdx.x + gridDim.x * (threadIdx.x & 31); i < end; i += gridDim.x * 32) {
     const u64 from = __ldcg(a.cache.pages + first_page + i / page_chunks) + a.cache.layer_offset + i % page_chunks * AHEAD_BYTES;
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(AHEAD_BYTES) : "memory");

@@ -38,7 +38,7 @@ INLINE void rope_append(const RopeAppendArgs& a) {
   for (int i = threadIdx.x; i < a.n_heads * hd; i += blockDim.x)
     a.q_out[(u64)t * a.n_heads * hd + i] = float_to_half(rotated<PAIRS>(q + i / hd * hd, i % hd, table, a.n_pairs));
   for (int i = threadIdx.x; i < a.cache.n_kv_heads * hd; i += blockDim.x) {
-    const int head = i / hd, d = i % hd, at = position % PAGE * hd + d;
+    const int head = i / hd, d = i % hd, at = kv_place(hd, position % PAGE, d);
     kv_tile(a.cache, position, 0, head)[at] = float_to_half(rotated<PAIRS>(a.k + (u64)t * a.k_stride + head * hd, d, table, a.n_pairs));
     kv_tile(a.cache, position, 1, head)[at] = float_to_half(__ldcg(a.v + (u64)t * a.v_stride + i));
   }

@@ -40,6 +40,8 @@ SPLITS = (
     (64, 64, DecodeTuning(4, 2)),
     (64, 8, DecodeTuning(4, 2, 4)),
     (1040, 8, DecodeTuning(8, 2, 8)),
+    (1056, 8, DecodeTuning(12, 1, 2)),
+    (1056, 8, DecodeTuning(2, 2)),
 )
 """Least keys and most splits, and the tunings that decoding uses; over one block: clusters."""
 
@@ -71,7 +73,11 @@ class Case:
         return tuple(name for name, holds in told.items() if holds)
 
 
-FAR_SPLITS = ((64, 64, DecodeTuning(4, 2)), (1056, 8, DecodeTuning(4, 2, 4)), SPLITS[-1])
+FAR_SPLITS = (
+    (64, 64, DecodeTuning(4, 2)),
+    (1056, 8, DecodeTuning(4, 2, 4)),
+    *SPLITS[-3:],
+)
 CASES = (
     Case(14, 2, 64, 0, False, "half", 133),
     Case(64, 8, 64, 128, True, "half", 300),
@@ -206,6 +212,16 @@ def _put(arena: Arena, one: Prepared, first: int) -> Projections:
     return Projections(*(arena.put(a[first:]) for a in one.projections))
 
 
+def stored(rows: Float64s) -> Float64s:
+    """Pages [..., 64, head_dim] as the cache keeps them: kv_page.cuh's order of 16-byte chunks."""
+    n_chunks = rows.shape[-1] // 8
+    bits = 3 if n_chunks % 8 == 0 else 2 if n_chunks % 4 == 0 else 1
+    turn = np.arange(PAGE_TOKENS)[:, None] >> (3 - bits) & ((1 << bits) - 1)
+    order = np.arange(n_chunks) ^ turn
+    chunks = rows.reshape(*rows.shape[:-1], n_chunks, 8)
+    return chunks[..., np.arange(PAGE_TOKENS)[:, None], order, :].reshape(rows.shape)
+
+
 def _append(arena: Arena, one: Prepared) -> Measurement:
     """One page of tokens: q as halves, and the page's keys and values where they belong."""
     case, (q, k, v) = one.case, one.rotated
@@ -215,7 +231,7 @@ def _append(arena: Arena, one: Prepared) -> Measurement:
     tiles = np.stack([k, v]).transpose(0, 2, 1, 3)
     outputs = (
         Output(q_array, q.reshape(case.tokens, -1)),
-        Output(held.reshape(tiles.shape), tiles),
+        Output(held.reshape(tiles.shape), stored(tiles)),
     )
     launch = partial(rope_append, x=_put(arena, one, 0), q_out=q_out, layer=one.layer)
     name = f"append {case.tokens} tokens, {case.pairs}"

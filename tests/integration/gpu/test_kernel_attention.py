@@ -34,6 +34,10 @@ TUNINGS = (
     (DecodeTuning(4, 2, 8), 16, 8),
     (DecodeTuning(16, 1), 256, 8),
     (DecodeTuning(8, 2, 8), 64, 2),
+    (DecodeTuning(2, 1), 512, 1),
+    (DecodeTuning(1, 2), 512, 1),
+    (DecodeTuning(3, 2, 2), 512, 1),
+    (DecodeTuning(1, 3, 2), 160, 2),
 )
 
 
