@@ -7,6 +7,7 @@ requests too: no word and no parameter of a probe is one that re-scored requests
 import random
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from harness.traffic import (
 from harness.traffic import seed as drawn_seed
 from harness.vocabulary import Vocabulary
 from suites.long_run import LongRun
+from suites.near_ties import follow_ups
 
 PAIRS = 12
 GROUP = 3
@@ -167,7 +169,8 @@ def test_answers_continue_themselves(
         wholes.append(whole)
         prompts.append(prompt)
         rests.append(rest_of(engine, draw, ids, ids_of(whole), request))
-    observe(wholes=wholes, rests=rests, prompts=prompts)
+    ties = follow_ups(engine, wholes, rests, ids_of)
+    observe(wholes=wholes, rests=rests, prompts=prompts, **ties)
 
 
 def rest_of(
@@ -203,7 +206,14 @@ def continued_by_logprobs(
         wholes.append(whole)
         if vocabulary is not None:
             spelled |= vocabulary.of((stream, read_or_nothing(rests[-1])))
-    return {"wholes": wholes, "rests": rests, "vocabulary": spelled}
+    known = partial(ids_seen, vocabulary=vocabulary)
+    ties = follow_ups(engine, wholes, rests, known)
+    return {"wholes": wholes, "rests": rests, "vocabulary": spelled, **ties}
+
+
+def ids_seen(seen: Exchange, vocabulary: Vocabulary | None) -> list[int]:
+    """The ids of a stream, as `ids_in` has them."""
+    return ids_in(read_or_nothing(seen), vocabulary)
 
 
 def ids_in(stream: Stream, vocabulary: Vocabulary | None) -> list[int]:

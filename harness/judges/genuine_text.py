@@ -1,10 +1,10 @@
-"""Black-box probes whose verdict is exact: counts, lengths, stops, seeds, prefixes, context."""
+"""Black-box probes whose verdict is exact: counts, lengths, stops, seeds, context."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
-from harness.judges.completion import spelled_ids
+from harness.judges.alternatives import checked_top
 from harness.judges.rule import (
     Unseen,
     body,
@@ -21,32 +21,7 @@ from harness.judges.rule import (
 )
 from harness.judges.stream import Stream, asked, finished, is_native, parts_at, read_whole
 from harness.observation import Exchange, Finding, Json, Judge, Limits, Observation
-from harness.rescore import first_difference
 from harness.significance import signed_rank_p
-
-
-@judge
-def prefix(observation: Observation, limits: Limits) -> Finding:
-    """The greedy continuation of prompt + first k own tokens is the rest of the answer."""
-    wholes, rests = exchanges(observation, "wholes"), exchanges(observation, "rests")
-    prompts = _prompts(observation, wholes)
-    vocabulary = observation.facts.get("vocabulary") or {}
-    for number, (whole, rest, prompt) in enumerate(zip(wholes, rests, prompts, strict=True), 1):
-        ids = spelled_ids(finished(whole), vocabulary)
-        sent = asked(rest)["prompt_ids"]
-        k = len(sent) - len(prompt)
-        if sent != prompt + ids[:k] or not 0 < k < len(ids):
-            raise Unseen(f"continuation {number} did not start from the answer's own tokens")
-        parts = first_difference(spelled_ids(finished(rest), vocabulary), ids[k:])
-        need(parts is None, f"answer {number}: continued from token {k}, differs {parts} later")
-    return passed(f"{len(wholes)} answers continue themselves")
-
-
-def _prompts(observation: Observation, wholes: Sequence[Exchange]) -> list[list[int]]:
-    """Each prompt's token ids: as the engine encodes it, or as they were sent."""
-    if is_native(wholes[0]):
-        return [list(body(prompt)["ids"]) for prompt in exchanges(observation, "prompts")]
-    return [list(asked(whole)["prompt_ids"]) for whole in wholes]
 
 
 @judge
@@ -287,7 +262,7 @@ def logprob(observation: Observation, limits: Limits) -> Finding:
     hits, expected, variance, tokens = 0, 0.0, 0.0, 0
     for job in exchanges(observation, "jobs"):
         for token in finished(job).tokens:
-            top = _checked_top(token.raw)
+            top = checked_top(token.raw)
             best_p = math.exp(top[0][1])
             hits += token.raw["id"] == top[0][0]
             expected += best_p
@@ -301,24 +276,6 @@ def logprob(observation: Observation, limits: Limits) -> Finding:
         f"(p = {p:.2g})",
     )
     return passed(f"{tokens} distributions agree with what was drawn", z=z, p_value=p)
-
-
-def _checked_top(raw: Mapping[str, Json]) -> list[tuple[Json, float]]:
-    top = [(entry["id"], float(entry["logprob"])) for entry in raw.get("top", [])]
-    need(bool(top), "a token came without its alternatives")
-    values = [value for _, value in top]
-    need(values == sorted(values, reverse=True), "alternatives are not in order")
-    total = math.fsum(math.exp(value) for value in values)
-    need(total <= 1 + 1e-4, f"the alternatives' probabilities sum to {total:.4f}")
-    own = dict(top).get(raw["id"])
-    need(
-        own is None or abs(own - float(raw["logprob"])) < 1e-6,
-        "a token's logprob differs from its own entry among the alternatives",
-    )
-    need(
-        own is not None or float(raw["logprob"]) <= values[-1] + 1e-6, "a better token is left out"
-    )
-    return top
 
 
 @judge
@@ -349,7 +306,6 @@ def _counters(seen: Exchange) -> dict[str, float]:
 
 
 JUDGES: Final[Mapping[str, Judge]] = {
-    "G4-GENUINE-PREFIX": prefix,
     "G4-GENUINE-COUNT": count,
     "G4-GENUINE-STREAM": same_without_stream,
     "G4-GENUINE-SEED": seed,

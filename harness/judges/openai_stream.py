@@ -111,7 +111,7 @@ def _pieces(choice: Table, at_ns: int, chat: bool, place: str) -> list[TokenEven
     need(isinstance(payload, dict), f"{place}: delta is no object")
     text = (payload.get("content") if chat else payload.get("text")) or ""
     need(isinstance(text, str), f"{place}: text is no string: {text!r:.60}")
-    told = choice.get("logprobs") or {}
+    told = _object(choice.get("logprobs") or {}, f"{place}: logprobs")
     rows = _chat_rows(told, place) if chat else _completion_rows(told, place)
     ids = _ids(choice, told, rows, place)
     if not rows and not text and not ids:
@@ -126,11 +126,24 @@ def _pieces(choice: Table, at_ns: int, chat: bool, place: str) -> list[TokenEven
     ]
 
 
+def _object(value: Json, place: str) -> Table:
+    need(isinstance(value, dict), f"{place}: wanted an object, got {value!r:.60}")
+    table: Table = value
+    return table
+
+
+def _list(value: Json, place: str) -> list[Json]:
+    """A list that may be left out."""
+    need(value is None or isinstance(value, list), f"{place}: wanted a list, got {value!r:.60}")
+    return list(value or ())
+
+
 def _completion_rows(told: Table, place: str) -> list[Table]:
     if not told:
         return []
     fields(told, {"tokens": "list", "token_logprobs": "list"}, f"{place}: logprobs")
     tops = told.get("top_logprobs") or [None] * len(told["tokens"])
+    need(isinstance(tops, list), f"{place}: logprobs: top_logprobs is no list")
     need(
         len(told["tokens"]) == len(told["token_logprobs"]) == len(tops),
         f"{place}: logprobs: its lists differ in length",
@@ -139,17 +152,21 @@ def _completion_rows(told: Table, place: str) -> list[Table]:
     for token, logprob, top in zip(told["tokens"], told["token_logprobs"], tops, strict=True):
         row = {"id": token, "logprob": logprob}
         fields(row, {"id": "string", "logprob": "number"}, f"{place}: logprobs")
-        best = sorted((top or {}).items(), key=lambda entry: entry[1], reverse=True)
+        named = _object(top or {}, f"{place}: logprobs: a token's alternatives")
+        fields(named, dict.fromkeys(named, "number"), f"{place}: logprobs")
+        best = sorted(named.items(), key=lambda entry: entry[1], reverse=True)
         rows.append({**row, "top": [{"id": name, "logprob": value} for name, value in best]})
     return rows
 
 
 def _chat_rows(told: Table, place: str) -> list[Table]:
     rows: list[Table] = []
-    for entry in told.get("content") or ():
-        named = [entry, *(entry.get("top_logprobs") or ())]
+    place = f"{place}: logprobs"
+    for entry in _list(told.get("content"), place):
+        tops = _list(_object(entry, place).get("top_logprobs"), place)
+        named = [_object(one, place) for one in (entry, *tops)]
         for one in named:
-            fields(one, {"token": "string", "logprob": "number"}, f"{place}: logprobs")
+            fields(one, {"token": "string", "logprob": "number"}, place)
         own, *top = ({"id": _spelling(one), "logprob": one["logprob"]} for one in named)
         rows.append({**own, "top": top, "token": entry["token"], "token_id": entry.get("token_id")})
     return rows
@@ -164,6 +181,7 @@ def _spelling(entry: Table) -> str:
 def _ids(choice: Table, told: Table, rows: list[Table], place: str) -> list[int]:
     """The ids that the chunk, its logprobs, or the tokens' spellings give; none if they do not."""
     found = choice.get("token_ids") or told.get("token_ids") or [r.get("token_id") for r in rows]
+    need(isinstance(found, list), f"{place}: token ids are no list: {found!r:.60}")
     if not found or found[0] is None:
         spelled = [str(row.get("token", row["id"])) for row in rows]
         if not spelled or not all(_SPELLED.fullmatch(one) for one in spelled):

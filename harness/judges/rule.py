@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
@@ -151,11 +152,12 @@ _KINDS: Mapping[str, Callable[[Json], bool]] = {
     "string": lambda value: isinstance(value, str),
     "integer": lambda value: type(value) is int,
     "count": lambda value: type(value) is int and value >= 0,
-    "number": lambda value: type(value) in (int, float) and math.isfinite(value),
+    "number": lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max,
     "boolean": lambda value: type(value) is bool,
     "list": lambda value: isinstance(value, list),
     "object": lambda value: isinstance(value, dict),
     "text": lambda value: isinstance(value, str) and bool(value),
+    "id": lambda value: type(value) in (int, str),
 }
 
 

@@ -36,35 +36,6 @@ def errs(found: Finding, says: str) -> None:
     assert (found.verdict, says in found.message) == (Verdict.ERROR, True), found
 
 
-def ids_answer(ids: Sequence[int]) -> Exchange:
-    return exchange("/tokenize", {"ids": list(ids)}, sent={"text": "p"})
-
-
-# prefix
-
-WHOLE = [5, 6, 7, 8]
-
-
-def prefix(asked: Sequence[int], rest: Sequence[int]) -> Finding:
-    whole = run(["a", "b", "c", "d"], ids=WHOLE)
-    continued = run(["x"] * len(rest), at_ms=9, ids=list(rest), prompt_ids=list(asked))
-    return judged("PREFIX", wholes=[whole], rests=[continued], prompts=[ids_answer([1, 2])])
-
-
-def test_an_answer_that_continues_itself_passes() -> None:
-    assert prefix([1, 2, 5], [6, 7, 8]).verdict == Verdict.PASS
-
-
-def test_an_answer_that_does_not_continue_itself_fails() -> None:
-    fails(prefix([1, 2, 5], [6, 9, 8]), "differs 1 later")
-    fails(prefix([1, 2, 5], [6, 7]), "differs 2 later")
-
-
-@pytest.mark.parametrize("asked", [[1, 2, 6], [1, 2], [1, 2, *WHOLE], [3, 2, 5]])
-def test_a_continuation_of_something_else_is_no_evidence(asked: list[int]) -> None:
-    errs(prefix(asked, [6, 7, 8]), "did not start from the answer's own tokens")
-
-
 # count
 
 
@@ -239,7 +210,7 @@ def read_from_start(one: float, other: float, used: int = 3, given: int = 3) -> 
         told[1][1]["logprob"] = logprob
         return stream(told, sent)
 
-    prompts = [ids_answer(range(given))]
+    prompts = [exchange("/tokenize", {"ids": [*range(given)]}, sent={"text": "p"})]
     return judged("CONTEXT", limits, one=[scored(one)], other=[scored(other)], prompts=prompts)
 
 
