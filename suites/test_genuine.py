@@ -17,6 +17,7 @@ from harness.bandwidth import memory_bandwidth_bytes_per_s
 from harness.challenge import Challenge, opening, paragraph
 from harness.clients.http import told_ids
 from harness.clients.native import NativeClient
+from harness.gpu_work import GpuWork
 from harness.judges.completion import Stream, spelled_ids
 from harness.judges.rule import Unseen
 from harness.judges.stream import read_or_nothing
@@ -403,19 +404,34 @@ def _open_models(paths: Sequence[str]) -> list[Json]:
 
 
 @pytest.mark.check("G4-GENUINE-PHYSICS")
-def test_rate_and_compute_are_possible(engine: RunningEngine, nonce: str, observe: Observe) -> None:
+def test_rate_and_compute_are_possible(
+    engine: RunningEngine, profile: Profile, nonce: str, observe: Observe
+) -> None:
     draw = Challenge(nonce, "G4-GENUINE-PHYSICS").draw()
-    before_s = (engine.process_facts() or {})["cpu_s"]
-    jobs = [engine.client.execute(**greedy(draw, (56, 72))) for _ in range(6)]
-    used_s = (engine.process_facts() or {})["cpu_s"] - before_s
+    requests = [greedy(draw, (56, 72)) for _ in range(6)]
     observe(
+        **(_on_gpu if "cuda" in profile.places else _on_cpu)(engine, requests),
         api=engine.client.kind,
-        jobs=jobs,
         health=engine.client.health(),
         model_bytes=engine.model_path.stat().st_size,
-        compute_s=used_s,
-        bandwidth_bytes_per_s=memory_bandwidth_bytes_per_s(),
     )
+
+
+def _on_cpu(engine: RunningEngine, requests: Sequence[Request]) -> dict[str, Any]:
+    """The jobs, the processor time that they took, and what memory gives."""
+    before_s = (engine.process_facts() or {})["cpu_s"]
+    jobs = [engine.client.execute(**request) for request in requests]
+    used_s = (engine.process_facts() or {})["cpu_s"] - before_s
+    bandwidth = memory_bandwidth_bytes_per_s()
+    return {"jobs": jobs, "compute_s": used_s, "bandwidth_bytes_per_s": bandwidth}
+
+
+def _on_gpu(engine: RunningEngine, requests: Sequence[Request]) -> dict[str, Any]:
+    """The same of the GPUs on which the engine holds memory."""
+    with GpuWork((engine.process_facts() or {}).get("processes") or ()) as work:
+        jobs = [engine.client.execute(**request) for request in requests]
+        bandwidth = work.bandwidth_bytes_per_s()
+    return {"jobs": jobs, "gpu_busy_s": work.busy_s, "bandwidth_bytes_per_s": bandwidth}
 
 
 @pytest.mark.check("G4-GENUINE-RESCORE", "G4-GENUINE-LATE", "G4-GENUINE-PROCESS")

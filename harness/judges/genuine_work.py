@@ -182,13 +182,23 @@ def physics(observation: Observation, limits: Limits) -> Finding:
         f"{rate:.0f} tokens/s would read {read / 1e9:.1f} GB/s, memory gives "
         f"{bandwidth / 1e9:.1f}: no such model ran here",
     )
-    floor_s = _compute_floor_s(weights, limits)
-    used_s = fact(observation, "compute_s") / tokens
+    floor_s, used_s = _work(observation, weights, limits)
     need(
-        used_s >= floor_s,
-        f"{used_s * 1e3:.3f} ms of compute a token, the operations need {floor_s * 1e3:.3f}",
+        used_s >= floor_s * tokens,
+        f"{used_s / tokens * 1e3:.3f} ms of compute a token, the operations need "
+        f"{floor_s * 1e3:.3f}",
     )
-    return passed("rate and compute are possible", tokens_per_s=rate, compute_ms=used_s * 1e3)
+    return passed(
+        "rate and compute are possible", tokens_per_s=rate, compute_ms=used_s / tokens * 1e3
+    )
+
+
+def _work(observation: Observation, weights: int, limits: Limits) -> tuple[float, float]:
+    """Seconds of work that a token needs at least, and that all took, on the GPU or the CPU."""
+    if "gpu_busy_s" not in observation.facts:
+        return _compute_floor_s(weights, limits), fact(observation, "compute_s")
+    most = limit(limits, "bandwidth_ratio") * fact(observation, "bandwidth_bytes_per_s")
+    return weights / most, fact(observation, "gpu_busy_s")
 
 
 def _tokens_per_s(jobs: Sequence[Exchange]) -> float:

@@ -196,6 +196,25 @@ def test_physics() -> None:
     fails(physical(compute_s=0.01), "ms of compute a token")
 
 
+def physical_on_gpu(rate: float = 3000, busy_s: float = 0.08) -> Finding:
+    jobs = [timed(5, gap_ms=1000 / rate, n=40) for _ in range(6)]
+    return judged(
+        "PHYSICS",
+        {"bandwidth_ratio": 8.0, "core_gflops": 200.0},
+        jobs=jobs,
+        api="native",
+        health=[exchange(answer={"weights_bytes": 100_000_000})],
+        gpu_busy_s=busy_s,
+        bandwidth_bytes_per_s=4.9e12,
+    )
+
+
+def test_physics_of_a_gpu() -> None:
+    assert physical_on_gpu().verdict == Verdict.PASS
+    fails(physical_on_gpu(rate=1e6), "no such model ran here")
+    fails(physical_on_gpu(busy_s=0.0), "ms of compute a token")
+
+
 SHA = "a" * 64
 
 
