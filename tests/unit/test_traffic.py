@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.haiku import haiku_challenge, haiku_request
+from harness.profiles import PROFILES
 from harness.rescoring import Asker, Planned, Rescoring
 from harness.traffic import KINDS, LONGEST, fresh
 from suites import test_genuine
@@ -49,6 +50,7 @@ def _sent(test: Callable[..., None], nonce: str) -> Iterator[Sent]:
         "launch_engine": lambda: engine,
         "nonce": nonce,
         "observe": lambda **_: None,
+        "profile": PROFILES["cpu"],
         "vocabulary": None,
     }
     test(**{name: offered[name] for name in inspect.signature(test).parameters})
