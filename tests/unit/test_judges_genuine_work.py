@@ -176,7 +176,11 @@ def test_memory() -> None:
     fails(held([200 + 8.0 * i for i in range(24)]), "memory grows")
 
 
-def physical(rate: float = 100, compute_s: float = 4.0, first_ms: float = 50) -> Finding:
+ON_CPU = {"compute_s": 4.0, "bandwidth_bytes_per_s": 20e9}
+ON_GPU = {"gpu_busy_s": 0.08, "bandwidth_bytes_per_s": 4.9e12}
+
+
+def physical(told: dict[str, float], rate: float, first_ms: float = 50) -> Finding:
     jobs = [timed(first_ms, gap_ms=1000 / rate, n=40) for _ in range(6)]
     return judged(
         "PHYSICS",
@@ -184,35 +188,21 @@ def physical(rate: float = 100, compute_s: float = 4.0, first_ms: float = 50) ->
         jobs=jobs,
         api="native",
         health=[exchange(answer={"weights_bytes": 100_000_000})],
-        compute_s=compute_s,
-        bandwidth_bytes_per_s=20e9,
+        **told,
     )
 
 
 def test_physics() -> None:
-    assert physical().verdict == Verdict.PASS
-    fails(physical(rate=5000), "no such model ran here")
-    fails(physical(rate=1e12, first_ms=1), "no such model ran here")
-    fails(physical(compute_s=0.01), "ms of compute a token")
-
-
-def physical_on_gpu(rate: float = 3000, busy_s: float = 0.08) -> Finding:
-    jobs = [timed(5, gap_ms=1000 / rate, n=40) for _ in range(6)]
-    return judged(
-        "PHYSICS",
-        {"bandwidth_ratio": 8.0, "core_gflops": 200.0},
-        jobs=jobs,
-        api="native",
-        health=[exchange(answer={"weights_bytes": 100_000_000})],
-        gpu_busy_s=busy_s,
-        bandwidth_bytes_per_s=4.9e12,
-    )
+    assert physical(ON_CPU, 100).verdict == Verdict.PASS
+    fails(physical(ON_CPU, rate=5000), "no such model ran here")
+    fails(physical(ON_CPU, rate=1e12, first_ms=1), "no such model ran here")
+    fails(physical(ON_CPU | {"compute_s": 0.01}, 100), "ms of compute a token")
 
 
 def test_physics_of_a_gpu() -> None:
-    assert physical_on_gpu().verdict == Verdict.PASS
-    fails(physical_on_gpu(rate=1e6), "no such model ran here")
-    fails(physical_on_gpu(busy_s=0.0), "ms of compute a token")
+    assert physical(ON_GPU, 3000, first_ms=5).verdict == Verdict.PASS
+    fails(physical(ON_GPU, rate=1e6, first_ms=5), "no such model ran here")
+    fails(physical(ON_GPU | {"gpu_busy_s": 0.0}, 3000, first_ms=5), "ms of compute a token")
 
 
 SHA = "a" * 64
