@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from harness.device_memory import held_by
+from harness.errors import LaunchError
 
 SAMPLE_EVERY_S = 0.02
 LONGEST_PERIOD_S = 1.2
@@ -17,7 +18,7 @@ class GpuWork:
     """The work, between enter and exit, of the GPUs that some processes hold memory of.
 
     Where the driver does not tell who holds memory, all GPUs count. What they were doing before is
-    taken off. Raises LaunchError without NVML.
+    taken off. Raises LaunchError where NVML is not there, or does not tell (a part of a GPU).
     """
 
     def __init__(self, pids: Iterable[int]) -> None:
@@ -55,7 +56,11 @@ class GpuWork:
 
     def __enter__(self) -> "GpuWork":
         time.sleep(LONGEST_PERIOD_S)
-        told = (self._busy(),)
+        try:
+            told = (self._busy(),)
+        except self._nvml.NVMLError as error:
+            self._nvml.nvmlShutdown()
+            raise LaunchError(f"NVML does not tell how busy the GPU is: {error}") from None
         self._sampler = threading.Thread(target=self._sample, args=told, name="gpu-work")
         self._sampler.start()
         return self

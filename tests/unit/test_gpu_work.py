@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness import gpu_work
+from harness.errors import LaunchError
 from harness.gpu_work import GpuWork
 
 
@@ -55,3 +56,10 @@ def test_only_what_is_more_than_before_is_work(driver: FakeNvml) -> None:
             driver.percent = 100
             time.sleep(0.01)
     assert work.busy_s > 0
+
+
+def test_a_driver_that_does_not_tell_is_one_line(driver: FakeNvml) -> None:
+    del driver.percent
+    driver.NVMLError = AttributeError
+    with pytest.raises(LaunchError, match="does not tell how busy"), GpuWork([40]):
+        pass
