@@ -23,9 +23,7 @@ OF_THE_HOST: Final = ("G4-GENUINE-MEMORY", "G4-GENUINE-MODELFILE", "G4-GENUINE-P
 """Judged by the host's memory and processor time, so of an engine that computes there."""
 PACED: Final = ("G4-GENUINE-LATE", "G4-GENUINE-PROCESS", RESCORE)
 """Their test takes three quarters of a minute and waits for most of it."""
-ABREAST: Final[Mapping[str, int]] = {CPU: 2, CUDA: 6}
-COUNTING: Final = ("honest-every-other-process",)
-"""Saboteurs that count the processes of one harness: runs abreast would mix up their count."""
+ABREAST: Final[Mapping[str, int]] = {CPU: 2, CUDA: 8}
 PACED_S: Final = 45.0
 UNIT_S: Final = 45.0
 STAGES: Final = ((0.1, 20.0), (1.0, 5.0), (0.1, 60.0), (0.5, 20.0), (1.0, 20.0), (1.0, 60.0))
@@ -59,7 +57,6 @@ SABOTEUR_COST_S: Final[Mapping[str, float]] = {
     "no-compute": 2.0,
     "proxies-elsewhere": 3.0,
     "canned-text": 15.0,
-    "honest-every-other-process": 50.0,
 }
 """Where a saboteur's run costs something else than an honest one."""
 FRESH: Final = ("G4-HAIKU", "G4-GENUINE-MEMORY", "G4-GENUINE-MODELFILE", *PACED)
@@ -101,7 +98,7 @@ class Row:
 
     def abreast(self, place: str) -> int:
         """How many runs a worker makes at a time."""
-        return ABREAST[place] if self.paced and self.engine not in COUNTING else 1
+        return ABREAST[place] if self.paced else 1
 
     def run_s(self, place: str) -> float:
         """The wall time of a run, or of so many as run abreast."""

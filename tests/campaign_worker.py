@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -54,10 +55,14 @@ class Unit:
     runs: int
 
 
-def launch(lane: Lane, engine: str) -> RunningEngine:
-    """The honest engine or a saboteur, on the lane's device."""
+def launch(lane: Lane, engine: str, own: Path | None = None) -> RunningEngine:
+    """The honest engine or a saboteur, on the lane's device; `own`: its folder for passing files.
+
+    Saboteurs that count their processes do so there, as each would under a harness of its own.
+    """
     name = "" if engine == HONEST else engine
-    spec = LaunchSpec(command(name), lane.model, args=lane.args, ready_timeout_s=READY_TIMEOUT_S)
+    env = {"TMPDIR": str(own)} if own else {}
+    spec = LaunchSpec(command(name), lane.model, lane.args, env, READY_TIMEOUT_S)
     return ProcessLauncher().launch(spec)
 
 
@@ -135,10 +140,11 @@ class Stand:
 
     def _verdicts(self, own: ExitStack) -> dict[str, tuple[str, str]]:
         checks, profile = self.row.checks, PROFILES[self.lane.profile]
+        folder = Path(own.enter_context(TemporaryDirectory(prefix="run-")))
         fixtures = {
-            "engine": lambda: self._engine(own),
-            "launch_engine": lambda: lambda: self._engine(own),
-            "long_run": lambda: LongRun.begun(self._engine(own), secrets.token_hex(16)),
+            "engine": lambda: self._engine(own, folder),
+            "launch_engine": lambda: lambda: self._engine(own, folder),
+            "long_run": lambda: LongRun.begun(self._engine(own, folder), secrets.token_hex(16)),
             "profile": lambda: profile,
         }
         found: dict[str, Finding] = {}
@@ -148,9 +154,9 @@ class Stand:
                 found[id_] = worse(found.get(id_), said)
         return {id_: (one.verdict.value, one.message) for id_, one in found.items()}
 
-    def _engine(self, own: ExitStack) -> RunningEngine:
+    def _engine(self, own: ExitStack, folder: Path) -> RunningEngine:
         if self.row.fresh:
-            engine = launch(self.lane, self.row.engine)
+            engine = launch(self.lane, self.row.engine, folder)
             own.callback(engine.stop)
             return engine
         if self._shared is None:
