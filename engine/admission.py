@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from engine.errors import EngineError, InvalidRequest
 from engine.generate import GenerationRequest
 from engine.sampler import SamplingParams
+from engine.sampling_ranges import check_top_k
 from engine.validation import (
     MAX_PROMPT_CHARS,
     MAX_STOP_TOKENS,
@@ -65,8 +66,7 @@ class Admission:
     def admit(self, body: ExecuteBody) -> Admitted:
         """The request of a validated body; InvalidRequest where the model cannot serve it."""
         prompt_ids, digest = self._prompt(body)
-        if body.top_k > self.bounds.vocab_size:
-            raise InvalidRequest("top_k", f"top_k: wanted at most {self.bounds.vocab_size}")
+        check_top_k(body.top_k, self.bounds.vocab_size)
         self._check_stops(body.stop)
         sampling = SamplingParams(
             seed=secrets.randbits(64) if body.seed is None else body.seed,

@@ -13,10 +13,11 @@ import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from engine.sampling_ranges import RANGES
 from engine.strict_command import StrictCommand
 from engine.strict_command import run as run_command_line
 
@@ -39,6 +40,18 @@ MOST_THREADS = 512
 Threads = Annotated[
     int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads; 0: one for each core.")
 ]
+
+
+def _ranged(name: str, said: str, *flags: str) -> Any:
+    """An option that takes what the API takes of the same name."""
+    range_ = RANGES[name]
+
+    def within(value: float | None) -> float | None:
+        if value is not None and not range_.holds(value):
+            raise typer.BadParameter(f"wanted {range_}, got {value}")
+        return value
+
+    return typer.Option(*flags, help=f"{said}; {range_}.", callback=within)
 
 
 def _version(wanted: bool) -> None:
@@ -142,13 +155,11 @@ def generate(
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="One completion; omit to chat.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1)] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0)] = 0,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**64 - 1, help="Omit for a random one.")
-    ] = None,
+    max_tokens: Annotated[int, _ranged("max_tokens", "How many", "--max-tokens", "-n")] = 256,
+    temperature: Annotated[float, _ranged("temperature", "0.0 is greedy")] = 0.7,
+    top_p: Annotated[float, _ranged("top_p", "1.0 is off")] = 1.0,
+    top_k: Annotated[int, _ranged("top_k", "0 is off")] = 0,
+    seed: Annotated[int | None, _ranged("seed", "Omit for a random one")] = None,
     device: Device = "",
     context_length: ContextLength = 0,
     threads: Threads = 0,

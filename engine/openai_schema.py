@@ -7,7 +7,6 @@ from pydantic import Field
 from engine.errors import InvalidRequest
 from engine.validation import (
     MAX_LOGPROBS,
-    MAX_SEED,
     Body,
     ExecuteBody,
     MaxTokens,
@@ -23,6 +22,7 @@ from engine.validation import (
     TopP,
 )
 
+_N_SEEDS = 1 << 64
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions."""
 
@@ -71,7 +71,7 @@ class OpenAIBody(Body):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     stop: StopString | Stops | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), le=MAX_SEED)] | None = None
+    seed: Annotated[int, Field(ge=-(_N_SEEDS >> 1), le=_N_SEEDS - 1)] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
@@ -98,7 +98,7 @@ class OpenAIBody(Body):
             "stop": stop,
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "seed": None if self.seed is None else self.seed % (MAX_SEED + 1),
+            "seed": None if self.seed is None else self.seed % _N_SEEDS,
             "top_k": self.top_k,
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,

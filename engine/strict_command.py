@@ -7,8 +7,6 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-_UsageError: type[Any] = typer.BadParameter.__bases__[0]  # Click's, wherever typer keeps it
-
 
 class StrictCommand(TyperCommand):
     """Refuses an option that is given twice and is not a list: which one was meant?"""
@@ -27,7 +25,7 @@ def run(app: typer.Typer, name: str) -> None:
     """Run the command line; a usage error is one line on stderr and exit code 2."""
     try:
         code = app(prog_name=name, standalone_mode=False)
-    except _UsageError as error:
+    except typer.TyperException as error:
         if message := " ".join(error.format_message().split()):  # none where help was shown
             typer.echo(f"{name}: {message.rstrip('.')}; see --help", err=True)
         sys.exit(error.exit_code)

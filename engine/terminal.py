@@ -11,6 +11,7 @@ from engine.generate import Event, GenerationRequest, Token, generate
 from engine.load_progress import LoadProgress
 from engine.loading import LoadedModel, load_model
 from engine.sampler import SamplingParams
+from engine.sampling_ranges import check_top_k
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def run(options: GenerateOptions) -> int:
     with LoadProgress(lambda *_: None) as progress:
         model = load_model(options.model, options.load, progress)
     try:
+        check_top_k(options.top_k, model.runtime.vocab_size)
         if options.prompt is not None:
             ids = model.tokenizer.encode(options.prompt, add_special=True)
             _complete(model, options, ids)

@@ -6,24 +6,32 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails, from_json
 
 from engine.errors import InvalidRequest
+from engine.sampling_ranges import RANGES
 
 MAX_PROMPT_CHARS = 32_768
 MAX_STOPS = 4
 MAX_STOP_TOKENS = 32
 MAX_JOB_ID_CHARS = 256
 MAX_LOGPROBS = 20
-MAX_SEED = (1 << 64) - 1
 MAX_MESSAGES = 4096
+
+
+def _within(name: str) -> Any:
+    """The pydantic field of a range."""
+    range_ = RANGES[name]
+    return Field(ge=range_.ge, gt=range_.gt, le=range_.le)
+
 
 JobId = Annotated[str, Field(min_length=1, max_length=MAX_JOB_ID_CHARS)]
 TokenId = Annotated[int, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
-Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
-TopP = Annotated[float, Field(gt=0.0, le=1.0)]
-TopK = Annotated[int, Field(ge=0)]
-MinP = Annotated[float, Field(ge=0.0, le=1.0)]
-RepetitionPenalty = Annotated[float, Field(gt=0.0, le=2.0)]
-MaxTokens = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, _within("temperature")]
+TopP = Annotated[float, _within("top_p")]
+TopK = Annotated[int, _within("top_k")]
+MinP = Annotated[float, _within("min_p")]
+RepetitionPenalty = Annotated[float, _within("repetition_penalty")]
+Seed = Annotated[int, _within("seed")]
+MaxTokens = Annotated[int, _within("max_tokens")]
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
 StopString = Annotated[str, Field(min_length=1)]
 Stops = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
@@ -71,7 +79,7 @@ class ExecuteBody(Body):
     min_p: MinP = 0.0
     repetition_penalty: RepetitionPenalty = 1.0
     stop: Stops = []
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    seed: Seed | None = None
     logprobs: Logprobs = False
     cache_prompt: bool = False
     analysis: bool = False

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +65,8 @@ def _refuse_arguments(area: str | None, arguments: Sequence[str]) -> None:
 def run_gate(marker: str, arguments: Sequence[str], workers: int = 0) -> int:
     """Run pytest on the installed suites in this process; returns certify's exit code.
 
-    0 certified, 1 not, 2 usage, 3 harness error, 130 interrupted.
+    0 certified, 1 not, 2 usage, 3 harness error, 130 interrupted. Raises UsageError for options
+    that pytest does not know.
     """
     from harness.live import LiveChecks
 
@@ -76,5 +77,17 @@ def run_gate(marker: str, arguments: Sequence[str], workers: int = 0) -> int:
     os.environ |= NO_PLUGINS
     spread = ("-p", "xdist.plugin", "-n", str(workers)) if workers else ()
     given = (*PLAIN, *QUIET, *spread, "-m", marker, str(SUITES), *arguments)
-    code = int(pytest.main(list(given), plugins=[LiveChecks()]))
+    code = int(pytest.main(list(given), plugins=[OneLineRefusals(), LiveChecks()]))
     return {4: 2, 5: 1}.get(code, code)
+
+
+class OneLineRefusals:
+    """Says in one line of ours what pytest refuses to parse, in place of its own usage lines."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_cmdline_parse(self) -> Generator[None, pytest.Config, pytest.Config]:
+        try:
+            return (yield)
+        except pytest.UsageError as error:
+            said = str(error).rpartition(": error: ")[2].partition("\n")[0].rstrip(".")
+            raise UsageError(f"certify: {said}; see haikugate certify --help") from None

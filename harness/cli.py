@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -10,7 +10,6 @@ from harness.errors import HaikugateError
 from harness.visible import one_line
 
 INTERRUPTED = 130
-_UsageError: type[Any] = typer.BadParameter.__bases__[0]  # Click's, wherever typer keeps it
 
 app = typer.Typer(
     help="Certify that an LLM inference engine really does what it claims.",
@@ -94,7 +93,7 @@ def main() -> None:
     """Run a command; an error of ours is one line and its exit code."""
     try:
         code = app(prog_name="haikugate", standalone_mode=False)
-    except _UsageError as error:
+    except typer.TyperException as error:
         if message := " ".join(error.format_message().split()):  # none where help was shown
             typer.echo(f"haikugate: {one_line(message.rstrip('.'))}; see --help", err=True)
         sys.exit(error.exit_code)

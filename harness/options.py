@@ -44,7 +44,7 @@ def engine_options(config: pytest.Config) -> EngineOptions:
         url=url,
         image=image,
         models=tuple(models),
-        gpus=chosen_gpus(option(config, "gpus")),
+        gpus=chosen_gpus(option(config, "gpus"), profile),
         worker=worker_index(config),
         ready_timeout_s=ready_timeout_s(option(config, "ready_timeout")),
     )
@@ -59,13 +59,26 @@ def ready_timeout_s(given: float | None) -> float:
     return given
 
 
-def chosen_gpus(words: str) -> tuple[str, ...]:
-    """Indices or UUIDs of a comma-separated list; `all` is every GPU that NVML shows."""
-    if words != "all":
-        return tuple(word for word in words.split(",") if word)
+def chosen_gpus(words: str, profile: str) -> tuple[str, ...]:
+    """Indices of a comma-separated list; `all` is every GPU that NVML shows.
+
+    Raises UsageError in profile `cpu`, and for what is no GPU of this machine.
+    """
+    if not words:
+        return ()
+    if profile == "cpu":
+        raise UsageError(f"--gpus {words}: profile cpu uses no GPU; take gpu or m0, or no --gpus")
     from harness.environment import gpu_facts
 
-    return tuple(str(gpu["index"]) for gpu in gpu_facts()["gpus"])
+    facts = gpu_facts()
+    seen = tuple(str(gpu["index"]) for gpu in facts["gpus"])
+    if words == "all" and not seen:
+        raise UsageError(f"--gpus all: no GPU is seen here: {facts['note'] or 'there is none'}")
+    chosen = seen if words == "all" else tuple(word for word in words.split(",") if word)
+    if not chosen or not all(word.isdecimal() and word in (seen or chosen) for word in chosen):
+        wanted = f"all or indices among {', '.join(seen)}" if seen else "all or device indices"
+        raise UsageError(f"--gpus: wanted {wanted}, got {words!r}")
+    return chosen
 
 
 def models_of(profile: str) -> tuple[str, ...]:

@@ -130,7 +130,7 @@ class EngineUnderTest:
     def spec(self, model: Path | None = None) -> LaunchSpec:
         """What is launched by default, or the same with another model file."""
         gpu = self.options.gpu
-        chosen = gpu not in (None, "all") and self.options.launcher != "docker"
+        chosen = gpu is not None and self.options.launcher != "docker"
         env = {"CUDA_VISIBLE_DEVICES": str(gpu)} if chosen else {}
         if self.options.ours and self.options.launcher == "process":
             from harness.installation import own_modules
@@ -248,7 +248,7 @@ def _docker(options: EngineOptions, log_dir: Path | None) -> Launcher:
     from harness.launch.docker import DockerLauncher
     from harness.launch.docker_seal import DockerOptions
 
-    chosen = None if options.gpu is None else () if options.gpu == "all" else (options.gpu,)
+    chosen = None if options.gpu is None else (options.gpu,)
     return DockerLauncher(
         DockerOptions(options.image or DEFAULT_IMAGE, gpus=chosen),
         client_named(options.kind),

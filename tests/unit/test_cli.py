@@ -11,7 +11,7 @@ from harness.cli import app, main
 from harness.errors import LaunchError, UsageError
 from harness.gpu_lock import lock_gpus
 from harness.installation import own_modules
-from harness.options import refuse_empty
+from harness.options import chosen_gpus, refuse_empty
 from harness.plugin import OPTIONS
 from harness.under_test import EngineOptions, EngineUnderTest, refuse_conflicts
 from tests.unit.gate_project import SUITE, GateProject, write_checklists
@@ -63,6 +63,9 @@ def test_an_error_is_one_line_and_its_exit_code() -> None:
         (("certify", "--area", "nonsense"), "--area: wanted one of adapters, "),
         (("certify", "somewhere"), "wanted options alone, got 'somewhere'"),
         (("certify", "--profile", "x"), "argument --profile: invalid choice: 'x'"),
+        (("certify", "--bogus"), "unrecognized arguments: --bogus; see haikugate certify --help"),
+        (("certify", "--maxfail", "x"), "argument --maxfail: invalid int value: 'x'; see "),
+        (("certify", "-c", "/no/such/file"), "Config file '/no/such/file' not found"),
         (("run", "--option", "modle=x"), "experiment: modle: no such field, there are model, "),
     ],
 )
@@ -102,8 +105,12 @@ CERTIFY = """
 import conftest, sys
 from pathlib import Path
 from harness import certify
+from harness.errors import UsageError
 certify.SUITES = Path("suites").absolute()
-sys.exit(certify.run_gate("gate4", sys.argv[1:]))
+try:
+    sys.exit(certify.run_gate("gate4", sys.argv[1:]))
+except UsageError as error:
+    sys.exit(error.exit_code)
 """
 
 
@@ -239,6 +246,40 @@ def test_an_empty_nonce_and_an_absent_file_are_refused(
     with pytest.raises(UsageError):
         refuse_empty(nonce, tokenizer)
     refuse_empty("mine", __file__)
+
+
+@pytest.mark.parametrize(
+    ("words", "profile", "seen", "said"),
+    [
+        ("9", "cpu", [0], "--gpus 9: profile cpu uses no GPU; take gpu or m0, or no --gpus"),
+        ("all", "cpu", [], "profile cpu uses no GPU"),
+        ("all", "gpu", [], "--gpus all: no GPU is seen here: no NVML"),
+        ("9", "gpu", [0, 1], "--gpus: wanted all or indices among 0, 1, got '9'"),
+        ("GPU-abc", "gpu", [], "--gpus: wanted all or device indices, got 'GPU-abc'"),
+        (",", "m0", [0], "got ','"),
+    ],
+)
+def test_gpus_that_cannot_be_used_are_refused(
+    monkeypatch: pytest.MonkeyPatch, words: str, profile: str, seen: list[int], said: str
+) -> None:
+    facts = {"gpus": [{"index": index} for index in seen], "note": "no NVML"}
+    monkeypatch.setattr("harness.environment.gpu_facts", lambda: facts)
+    with pytest.raises(UsageError) as refused:
+        chosen_gpus(words, profile)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "seen", "chosen"),
+    [("", [0], ()), ("all", [0, 1], ("0", "1")), ("1", [0, 1], ("1",)), ("2,5", [], ("2", "5"))],
+)
+def test_gpus_are_chosen_by_index(
+    monkeypatch: pytest.MonkeyPatch, words: str, seen: list[int], chosen: tuple[str, ...]
+) -> None:
+    facts = {"gpus": [{"index": index} for index in seen], "note": "no NVML"}
+    monkeypatch.setattr("harness.environment.gpu_facts", lambda: facts)
+    assert chosen_gpus(words, "gpu") == chosen
+    assert chosen_gpus("", "cpu") == ()
 
 
 def test_a_worker_gets_its_gpu() -> None:
