@@ -23,7 +23,7 @@ from typing import Any
 
 from harness.models import resolve
 from tests.campaign_plan import CPU, CUDA, LOADED, STAGES, Row, rows
-from tests.campaign_results import Results, Tally, table
+from tests.campaign_results import Results, Tally, shorter, table
 from tests.campaign_worker import Lane, Unit, launch, work
 
 WRITE_EVERY_S = 5.0
@@ -167,7 +167,7 @@ class Campaign:
             wanted = verdict == tally.row.wanted
             self.told["as they must be" if wanted else "otherwise"] += 1
             if not wanted:
-                print(f"{check}, {tally.row.engine}, {tally.place}: {verdict}: {said[:200]}")
+                print(f"{check}, {tally.row.engine}, {tally.place}: {verdict}: {shorter(said)}")
 
     def _tell(self, at_work: int) -> None:
         left_s = max(0.0, self.until_s - time.monotonic())

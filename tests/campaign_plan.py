@@ -23,7 +23,7 @@ OF_THE_HOST: Final = ("G4-GENUINE-MEMORY", "G4-GENUINE-MODELFILE", "G4-GENUINE-P
 """Judged by the host's memory and processor time, so of an engine that computes there."""
 PACED: Final = ("G4-GENUINE-LATE", "G4-GENUINE-PROCESS", RESCORE)
 """Their test takes three quarters of a minute and waits for most of it."""
-ABREAST: Final[Mapping[str, int]] = {CPU: 2, CUDA: 8}
+ABREAST: Final[Mapping[str, int]] = {CPU: 3, CUDA: 4}
 PACED_S: Final = 45.0
 UNIT_S: Final = 45.0
 STAGES: Final = ((0.1, 20.0), (1.0, 5.0), (0.1, 60.0), (0.5, 20.0), (1.0, 20.0), (1.0, 60.0))

@@ -70,7 +70,7 @@ class Results:
             cell.verdicts[verdict] += 1
             cell.seconds = round(cell.seconds + tally.seconds, 2)
             if verdict != tally.row.wanted and len(cell.unwanted) < KEPT_MESSAGES:
-                cell.unwanted.append(f"{verdict}: {said[:300]}")
+                cell.unwanted.append(f"{verdict}: {shorter(said)}")
 
     def write(self) -> None:
         """Put the file in its place whole, or leave the old one."""
@@ -87,6 +87,11 @@ class Results:
     def runs_of(self, row: Row) -> int:
         """The runs that every check of the row has."""
         return min(sum(cell.runs for cell in self.of(check, row.engine)) for check in row.checks)
+
+
+def shorter(said: str) -> str:
+    """What was said, at most 600 characters: its begin, and its end, where a cause stands."""
+    return said if len(said) <= 600 else f"{said[:200]} … {said[-397:]}"
 
 
 def wrong(cells: Iterable[Cell]) -> int:
