@@ -1,7 +1,8 @@
 """`haikugate verify` and `haikugate report`."""
 
+import re
 import webbrowser
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -75,6 +76,9 @@ def verify(
     nonce: Annotated[str | None, typer.Option(help="The nonce you gave to the run.")] = None,
     allow_expired: Annotated[bool, typer.Option(help="Accept a bundle over a year old.")] = False,
     replay: Annotated[bool, typer.Option(help="Ask the reference engine again.")] = False,
+    replay_device: Annotated[
+        str | None, typer.Option(help="Where: cpu (default), or cuda:N.", show_default=False)
+    ] = None,
     other_harness: Annotated[
         bool, typer.Option(help="Accept one made by other files of this version.")
     ] = False,
@@ -91,7 +95,7 @@ def verify(
         allow_expired=allow_expired,
         other_harness=other_harness,
         allow_outside=allow_outside,
-        replay=_replay if replay else None,
+        replay=_replayer(replay, replay_device),
     )
     with _opened(bundle) as folder:
         verification = verify_bundle(folder, options)
@@ -116,10 +120,19 @@ def _opened(path: Path) -> Iterator[Path]:
         yield folder
 
 
-def _replay(bundle: BundleReader) -> str:
-    from harness.replay import replay
+def _replayer(wanted: bool, device: str | None) -> Callable[[BundleReader], str] | None:
+    """What replays a bundle on the device; UsageError for a device that is none, or not asked."""
+    if device is not None and not wanted:
+        raise UsageError("--replay-device needs --replay")
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):
+        raise UsageError(f"--replay-device: wanted cpu or cuda:N, got {device!r}")
 
-    return replay(bundle)
+    def replayed(bundle: BundleReader) -> str:
+        from harness.replay import replay
+
+        return replay(bundle, device or "cpu")
+
+    return replayed if wanted else None
 
 
 def report(

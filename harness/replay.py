@@ -1,99 +1,106 @@
 """`verify --replay`: the reference engine answers the recorded requests again, token for token.
 
-Sampling draws from a counter keyed by seed and position, so greedy and sampled requests replay
-alike. Where a greedy stream parts at a near-tie (another device rounds otherwise), the reference's
-own logprobs tell how far the emitted token lies below its choice.
+Sampling draws from a counter keyed by seed and position, so on one kind of device greedy and
+sampled requests replay alike. Another device rounds otherwise. Where a greedy stream parts from its
+replay, the reference scores every token of it: none may lie further below its choice than honest
+runs showed. Where a sampled one parts between two kinds of devices, an edge of the distribution may
+lie between the two draws; how often that is grows with the temperature and is not calibrated. Such
+a stream is told as not compared, and never as held.
 """
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from harness.bundle_reader import BundleReader
-from harness.calibration import shipped_calibration
+from harness.calibration import Evidence, Pairing, Replay, shipped_calibration
 from harness.clients import EngineClient
-from harness.errors import BundleError, HaikugateError, ModelFileError
-from harness.judges.rule import Broken, Unseen, request
+from harness.clients.http import answer
+from harness.errors import BundleError, CalibrationError, ModelFileError
 from harness.judges.stream import Stream, read_stream
 from harness.models import known_by_digest, verify_file
-from harness.observation import Exchange
-from harness.rescore import first_difference
-from harness.timings import exchange_files
-from harness.verify_binding import MODEL_CHECKS
+from harness.recordings import Recording, distinct, evenly, other_names, recordings
+from harness.rescore import Score, first_difference, read_scores
+from harness.verification import NotChecked
 
-MAX_STREAMS = 200
-ALTERNATIVES = 20
+ALTERNATIVES: Final = 20
+KINDS: Final = {"cpu": "cpu", "gpu": "cuda", "m0": "cuda"}
+"""The kind of device that a profile certifies."""
 
 
 @dataclass(frozen=True)
-class Recording:
-    """One finished stream of the bundle, with the request that made it."""
+class Compared:
+    """A recording beside its replay: where they part (None: nowhere), and the tokens' scores.
 
-    path: str
-    asked: Mapping[str, Any]
-    stream: Stream
+    `settled`: nothing in it was left uncompared.
+    """
 
-
-def recordings(bundle: BundleReader, model: str) -> Iterator[Recording]:
-    """Every finished native stream of this model."""
-    for path, exchanges in exchange_files(bundle):
-        for exchange in exchanges:
-            if (found := _recording(path, exchange)) and found[0] == model:
-                yield found[1]
+    recorded: Recording
+    parts_at: int | None
+    scores: Sequence[Score] = ()
+    settled: bool = True
 
 
-def _recording(path: str, exchange: Exchange) -> tuple[str, Recording] | None:
-    if (exchange.method, exchange.path, exchange.status) != ("POST", "/execute", 200):
-        return None
+def pairing_of(bundle: BundleReader, device: str) -> Pairing:
+    """Honest runs on the bundle's kind of device, replayed on this one; NotChecked without any."""
+    profile = str((bundle.metadata.get("judging") or {}).get("profile"))
+    made_on = KINDS.get(profile)
+    if made_on is None:
+        raise BundleError(f"metadata.json: no profile {profile!a:.40}")
     try:
-        stream, asked = read_stream(exchange), request(exchange)
-    except (HaikugateError, Broken, Unseen):
-        return None
-    if stream.started is None or stream.end is None or not stream.ids:
-        return None
-    return str(stream.started["model"]), Recording(path, asked, stream)
+        return shipped_calibration().pairing(f"{made_on}/{device.partition(':')[0]}")
+    except CalibrationError as error:
+        raise NotChecked(str(error)) from None
 
 
-def other_names(bundle: BundleReader, models: Container[str]) -> Iterator[str]:
-    """Where a stream of a check of the certified models says that it is of none of them.
+def margin_bound(pairing: Pairing) -> float:
+    """Logits below the reference's choice; two devices of one kind may be of other makes."""
+    return shipped_calibration().widest_margin if pairing.same_kind else pairing.margin_bound
 
-    An engine that names its model otherwise would choose by it what is replayed.
+
+def compare(recorded: Recording, client: EngineClient, pairing: Pairing) -> Compared:
+    """The recording beside the reference's answer.
+
+    Raises BundleError naming transcript and token where no honest engine says what was recorded.
     """
-    for seen in bundle.recorded():
-        if not seen.observation.check.startswith(MODEL_CHECKS):
-            continue
-        for exchange in chain.from_iterable(seen.observation.exchanges.values()):
-            found = _recording(seen.path, exchange)
-            if found is not None and found[0] not in models:
-                yield f"{seen.path}: a stream of model {found[0]!a:.80}"
-
-
-def evenly(recorded: list[Recording], most: int = MAX_STREAMS) -> list[Recording]:
-    """At most so many of them, evenly taken."""
-    step = max(1, -(-len(recorded) // most))
-    return recorded[::step]
-
-
-def check_recording(recorded: Recording, client: EngineClient) -> bool:
-    """Whether the reference says the same, token for token; False at a near-tie of a greedy stream.
-
-    Raises BundleError naming the transcript and the token where it says something else.
-    """
-    started = recorded.stream.started or {}
-    left_out = ("job_id", "cache_prompt")
-    asked = {name: value for name, value in recorded.asked.items() if name not in left_out}
-    asked["seed"] = started["seed"]
     emitted = recorded.stream.ids
-    parts_at = first_difference(emitted, read_stream(client.execute(**asked)).ids)
-    if parts_at is None:
-        return True
-    if asked.get("temperature") == 0 and parts_at < len(emitted):
+    replayed = read_stream(client.execute(**recorded.again)).ids
+    at = first_difference(emitted, replayed)
+    if at is None:
+        own = [Score(id_, 0, id_, 0.0) for id_ in emitted] if recorded.greedy else []
+        return Compared(recorded, None, own)
+    if at < min(len(emitted), len(replayed)):
+        if recorded.greedy:
+            return _near_ties(recorded, at, client, margin_bound(pairing))
+        if not pairing.same_kind:
+            return Compared(recorded, at, settled=False)
+    raise _other_token(recorded, at)
+
+
+def _other_token(recorded: Recording, at: int) -> BundleError:
+    return BundleError(f"{recorded.path}: token {at} is not what the reference engine says")
+
+
+def _near_ties(recorded: Recording, at: int, client: EngineClient, bound: float) -> Compared:
+    """A greedy stream that parts: every token must be the reference's choice, or near it."""
+    asked, emitted = recorded.again, recorded.stream.ids
+    if "messages" in asked:  # whose ids no route tells: only the token at which they part is judged
         again = read_stream(client.execute(**{**asked, "logprobs": ALTERNATIVES}))
-        if _margin(again, parts_at, emitted[parts_at]) <= shipped_calibration().widest_margin:
-            return False
-    raise BundleError(f"{recorded.path}: token {parts_at} is not what the reference engine says")
+        if not _margin(again, at, emitted[at]) <= bound:
+            raise _other_token(recorded, at)
+        return Compared(recorded, at, settled=False)
+    scores = read_scores(answer(client.score(_prompt_ids(asked, client), emitted)), len(emitted))
+    far = next((i for i, score in enumerate(scores) if not score.margin <= bound), None)
+    if far is not None:
+        raise _other_token(recorded, far)
+    return Compared(recorded, at, scores)
+
+
+def _prompt_ids(asked: dict[str, Any], client: EngineClient) -> list[int]:
+    if "prompt_ids" in asked:
+        return list(asked["prompt_ids"])
+    return list(answer(client.tokenize(asked["prompt"], add_special=True))["ids"])
 
 
 def _margin(again: Stream, position: int, token_id: int) -> float:
@@ -102,6 +109,37 @@ def _margin(again: Stream, position: int, token_id: int) -> float:
         return float("inf")
     top = {row["id"]: row["logprob"] for row in again.tokens[position].raw.get("top", ())}
     return max(top.values()) - top[token_id] if token_id in top else float("inf")
+
+
+def judged(compared: Sequence[Compared], pairing: Pairing) -> str:
+    """What held of all.
+
+    Raises BundleError where greedy streams part too often between two kinds of devices, NotChecked
+    where streams were not compared whole.
+    """
+    greedy = [one for one in compared if one.recorded.greedy]
+    scores = [score for one in greedy for score in one.scores]
+    objections = pairing.objections(Evidence(scores, [_replay(one) for one in greedy], ()))
+    if said := [] if pairing.same_kind else list(objections):
+        raise BundleError(f"{pairing.name}: {'; '.join(said)}")
+    tokens = sum(len(one.recorded.stream.ids) for one in compared)
+    left = [one for one in compared if not one.settled]
+    ties = sum(one.parts_at is not None for one in compared if one.settled)
+    if not left:
+        return f"{tokens} tokens of {len(compared)} streams, {ties} parted at a near-tie"
+    same = len(compared) - len(left) - ties
+    made_on, _, here = pairing.name.partition("/")
+    hint = "" if pairing.same_kind else f" (--replay-device {made_on} would)"
+    raise NotChecked(
+        f"made on {made_on}, replayed on {here}: of {len(compared)} streams {same} are the same,"
+        f" {ties} parted at a near-tie, {len(left)} parted where rounding may decide and were not"
+        f" compared beyond{hint}"
+    )
+
+
+def _replay(one: Compared) -> Replay:
+    tokens = len(one.recorded.stream.ids) if one.parts_at is None else one.parts_at
+    return Replay("greedy", tokens, one.parts_at is not None)
 
 
 def model_file(bundle: BundleReader) -> tuple[str, Path]:
@@ -117,21 +155,19 @@ def model_file(bundle: BundleReader) -> tuple[str, Path]:
     return Path(str(models[0].get("file"))).stem, known.path
 
 
-def replay(bundle: BundleReader) -> str:
-    """Ask the reference engine again; returns what held, raises HaikugateError."""
+def replay(bundle: BundleReader, device: str = "cpu") -> str:
+    """Ask the reference engine again, on a device; returns what held, raises HaikugateError."""
     from harness.reference import reference_engine
 
+    pairing = pairing_of(bundle, device)
     model, path = model_file(bundle)
     files = [str(row.get("file")) for row in bundle.metadata["models"]]
     names = {Path(file).stem for file in files}
     for odd in other_names(bundle, names):
         raise BundleError(f"{odd}, wanted {', '.join(sorted(names))}")
-    found = list(recordings(bundle, model))
+    found = distinct(list(recordings(bundle, model)))
     if not found:
         raise BundleError("no finished stream of the default model was recorded: nothing to replay")
-    chosen = evenly(found)
-    with reference_engine(path) as engine:
-        same = [check_recording(recorded, engine.client) for recorded in chosen]
-    tokens = sum(len(recorded.stream.ids) for recorded in chosen)
-    ties = len(same) - sum(same)
-    return f"{tokens} tokens of {len(chosen)} of {len(found)} streams, {ties} parted at a near-tie"
+    with reference_engine(path, "--device", device) as engine:
+        compared = [compare(recorded, engine.client, pairing) for recorded in evenly(found)]
+    return f"{judged(compared, pairing)}; {len(found)} distinct ones were recorded"

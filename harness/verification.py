@@ -101,6 +101,7 @@ class Verification:
     identity: str
     verdict: str
     steps: tuple[Taken, ...]
+    replay_asked: bool = False
 
     @property
     def whole(self) -> bool:
@@ -114,9 +115,9 @@ class Verification:
 
     @property
     def unchecked(self) -> list[str]:
-        """The steps that could not be taken, but for the one that is taken only where asked for."""
+        """The steps that could not be taken; the replay is one of them only where asked for."""
         left = [step for step in self.steps if step.status == Status.NOT_CHECKED]
-        return [step.name for step in left if step.number != REPLAY]
+        return [step.name for step in left if step.number != REPLAY or self.replay_asked]
 
     @property
     def holds(self) -> bool:

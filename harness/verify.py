@@ -19,7 +19,8 @@ def verify_bundle(path: Path, options: VerifyOptions | None = None) -> Verificat
     taken = [take(step, case) for step in FILE_STEPS]
     broken = [str(step.number) for step in taken if step.status == Status.FAILS]
     taken += _claims(CLAIM_STEPS, case, broken)
-    return Verification(_identity(case, taken[0]), _verdict(case, broken), tuple(taken))
+    identity, verdict = _identity(case, taken[0]), _verdict(case, broken)
+    return Verification(identity, verdict, tuple(taken), case.options.replay is not None)
 
 
 def _claims(steps: Sequence[Step], case: Case, broken: list[str]) -> list[Taken]:

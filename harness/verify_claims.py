@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from harness.errors import BundleError, HaikugateError
+from harness.errors import BundleError, HaikugateError, LaunchError, ModelFileError
 from harness.installation import edited_files
 from harness.observation import Exchange, Json
 from harness.recompute import context_from, recomputed_checks, recomputed_trace
@@ -181,7 +181,10 @@ def check_replay(case: Case) -> str:
     """Step 9: with `--replay`, the reference engine re-scores the recorded tokens."""
     if case.options.replay is None:
         raise NotChecked("needs the reference engine and the model file; ask with --replay")
-    return case.options.replay(case.bundle)
+    try:
+        return case.options.replay(case.bundle)
+    except (LaunchError, ModelFileError) as error:
+        raise NotChecked(f"the reference engine cannot be asked here: {error}") from None
 
 
 def check_installation(case: Case) -> str:

@@ -10,10 +10,11 @@ from typer.testing import CliRunner, Result
 
 from harness import bundle_commands, key_commands, model_commands
 from harness.archive import pack
+from harness.bundle_reader import BundleReader
 from harness.errors import BundleError, HaikugateError, ModelFileError, SignatureError
 from harness.keys import KEY_VARIABLE, PASSPHRASE_VARIABLE, generate_key, public_path
 from harness.models import DEFAULT_MODEL
-from harness.verification import VerifyOptions
+from harness.verification import NotChecked, VerifyOptions
 from tests.unit.bundles import CHECKLISTS, JUDGES, sealed
 
 APP = typer.Typer()
@@ -60,6 +61,34 @@ def test_verify_exits_1_naming_the_file(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "engine.ndjson: wanted" in result.output
     assert result.output.splitlines()[-1] == "The evidence DOES NOT HOLD."
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--replay-device", "cpu"), "--replay-device needs --replay"),
+        (("--replay", "--replay-device", "tpu"), "--replay-device: wanted cpu or cuda:N, got"),
+    ],
+)
+def test_a_replay_on_no_device_is_refused(
+    tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    error = refused("verify", sealed(tmp_path), *words)
+    assert said in str(error)
+    assert error.exit_code == 2
+
+
+def test_a_replay_that_compares_not_all_leaves_the_bundle_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parted(_: BundleReader, device: str) -> str:
+        raise NotChecked(f"made on cuda, replayed on {device}")
+
+    monkeypatch.setattr("harness.replay.replay", parted)
+    result = ran("verify", sealed(tmp_path), "--replay")
+    assert result.exit_code == 1
+    assert "made on cuda, replayed on cpu" in result.output
+    assert result.output.splitlines()[-1] == "The evidence IS WHOLE, but NOT CHECKED: replay."
 
 
 def test_verify_takes_a_trusted_key_and_a_nonce(tmp_path: Path) -> None:
