@@ -7,20 +7,15 @@ requests too: no word and no parameter of a probe is one that re-scored requests
 import random
 import uuid
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.bandwidth import memory_bandwidth_bytes_per_s
 from harness.challenge import Challenge, opening, paragraph
 from harness.clients.http import told_ids
 from harness.clients.native import NativeClient
-from harness.gpu_work import GpuWork
-from harness.judges.completion import Stream, spelled_ids
-from harness.judges.rule import Unseen
-from harness.judges.stream import read_or_nothing
+from harness.judges.stream import Stream, read_or_nothing
 from harness.launch import LaunchEngine, RunningEngine
 from harness.manifest import digest_file
 from harness.observation import Exchange, Json, Observe
@@ -46,8 +41,10 @@ from harness.traffic import (
 )
 from harness.traffic import seed as drawn_seed
 from harness.vocabulary import Vocabulary
+from suites.continuations import continued_by_logprobs, rest_of
 from suites.long_run import LongRun
 from suites.near_ties import follow_ups
+from suites.physics import observed_work
 
 PAIRS = 12
 GROUP = 3
@@ -172,57 +169,6 @@ def test_answers_continue_themselves(
         rests.append(rest_of(engine, draw, ids, ids_of(whole), request))
     ties = follow_ups(engine, wholes, rests, ids_of)
     observe(wholes=wholes, rests=rests, prompts=prompts, **ties)
-
-
-def rest_of(
-    engine: RunningEngine,
-    draw: random.Random,
-    ids: Sequence[int],
-    own: Sequence[int],
-    request: dict[str, Any],
-) -> Exchange:
-    """The same request, asked on after some of the answer's own tokens."""
-    k = draw.randint(1, max(1, len(own) - 1))
-    left = {"prompt_ids": [*ids, *own[:k]], "max_tokens": request["max_tokens"] - k}
-    kept = {name: value for name, value in request.items() if name != "prompt"}
-    return engine.client.execute(**{**kept, **left})
-
-
-def continued_by_logprobs(
-    engine: RunningEngine, draw: random.Random, vocabulary: Vocabulary | None
-) -> dict[str, Any]:
-    """Where nothing tokenizes: an answer's own tokens are the prompt, logprobs tell the next."""
-    wholes, rests = [], []
-    spelled: dict[str, int] = {}
-    for _ in range(6):
-        request = {**greedy(draw, (20, 40)), "logprobs": 1}
-        first = read_or_nothing(engine.client.execute(**request))
-        ids = ids_in(first, vocabulary)
-        request = {**request, "prompt_ids": ids or [1]}
-        del request["prompt"]
-        whole = engine.client.execute(**request)
-        stream = read_or_nothing(whole)
-        own = ids_in(stream, vocabulary)
-        rests.append(rest_of(engine, draw, request["prompt_ids"], own, request))
-        wholes.append(whole)
-        if vocabulary is not None:
-            spelled |= vocabulary.of((stream, read_or_nothing(rests[-1])))
-    known = partial(ids_seen, vocabulary=vocabulary)
-    ties = follow_ups(engine, wholes, rests, known)
-    return {"wholes": wholes, "rests": rests, "vocabulary": spelled, **ties}
-
-
-def ids_seen(seen: Exchange, vocabulary: Vocabulary | None) -> list[int]:
-    """The ids of a stream, as `ids_in` has them."""
-    return ids_in(read_or_nothing(seen), vocabulary)
-
-
-def ids_in(stream: Stream, vocabulary: Vocabulary | None) -> list[int]:
-    """The ids as the API or the named tokenizer tells them; none where neither does."""
-    try:
-        return spelled_ids(stream, vocabulary.of((stream,)) if vocabulary else {})
-    except Unseen:
-        return []
 
 
 @pytest.mark.check("G4-GENUINE-COUNT", "G4-GENUINE-METRICS")
@@ -410,28 +356,11 @@ def test_rate_and_compute_are_possible(
     draw = Challenge(nonce, "G4-GENUINE-PHYSICS").draw()
     requests = [greedy(draw, (56, 72)) for _ in range(6)]
     observe(
-        **(_on_gpu if "cuda" in profile.places else _on_cpu)(engine, requests),
+        **observed_work(engine, profile, requests),
         api=engine.client.kind,
         health=engine.client.health(),
         model_bytes=engine.model_path.stat().st_size,
     )
-
-
-def _on_cpu(engine: RunningEngine, requests: Sequence[Request]) -> dict[str, Any]:
-    """The jobs, the processor time that they took, and what memory gives."""
-    before_s = (engine.process_facts() or {})["cpu_s"]
-    jobs = [engine.client.execute(**request) for request in requests]
-    used_s = (engine.process_facts() or {})["cpu_s"] - before_s
-    bandwidth = memory_bandwidth_bytes_per_s()
-    return {"jobs": jobs, "compute_s": used_s, "bandwidth_bytes_per_s": bandwidth}
-
-
-def _on_gpu(engine: RunningEngine, requests: Sequence[Request]) -> dict[str, Any]:
-    """The same of the GPUs on which the engine holds memory."""
-    with GpuWork((engine.process_facts() or {}).get("processes") or ()) as work:
-        jobs = [engine.client.execute(**request) for request in requests]
-        bandwidth = work.bandwidth_bytes_per_s()
-    return {"jobs": jobs, "gpu_busy_s": work.busy_s, "bandwidth_bytes_per_s": bandwidth}
 
 
 @pytest.mark.check("G4-GENUINE-RESCORE", "G4-GENUINE-LATE", "G4-GENUINE-PROCESS")
