@@ -36,6 +36,10 @@ KvCacheMb = Annotated[int, typer.Option(min=0, help="Budget of the KV cache in M
 MemoryLimitMb = Annotated[
     int, typer.Option(min=0, help="Budget of weights + KV + workspace in MiB; 0: none.")
 ]
+MaxTokensOut = Annotated[
+    int, typer.Option(min=1, max=1 << 20, help="The largest max_tokens of a request.")
+]
+TimeoutS = Annotated[float, typer.Option(min=0.001, help="How long one job may run.")]
 MOST_THREADS = 512
 Threads = Annotated[
     int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads; 0: one for each core.")
@@ -89,12 +93,8 @@ def serve(
         str | None, typer.Option(help="Receives one POST when the engine is ready.")
     ] = None,
     context_length: ContextLength = 0,
-    max_tokens_out: Annotated[
-        int, typer.Option(min=1, max=1 << 20, help="The largest max_tokens of a request.")
-    ] = 2048,
-    inference_timeout_s: Annotated[
-        float, typer.Option(min=0.001, help="How long one job may run.")
-    ] = 300.0,
+    max_tokens_out: MaxTokensOut = 2048,
+    inference_timeout_s: TimeoutS = 300.0,
     kv_cache_mb: KvCacheMb = 0,
     memory_limit_mb: MemoryLimitMb = 0,
     residency_check_s: Annotated[

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.bundle_reader import BundleReader
+from harness.console import standard_output
 from harness.errors import BundleError, UsageError
 from harness.manifest import INCOMPLETE, MANIFEST
 from harness.verification import Status, Verification, VerifyOptions
@@ -26,12 +27,6 @@ STYLES = {Status.HOLDS: "green", Status.FAILS: "bold red", Status.NOT_CHECKED: "
 Bundle = Annotated[
     Path, typer.Argument(help="The bundle's folder, or its .tar.xz.", show_default=False)
 ]
-
-
-def _console() -> Console:
-    """Standard output; where it is no terminal, lines stay whole, so that names can be found."""
-    console = Console(soft_wrap=True)
-    return console if console.is_terminal else Console(soft_wrap=True, width=1000)
 
 
 def verification_table(verification: Verification) -> Table:
@@ -99,7 +94,7 @@ def verify(
     )
     with _opened(bundle) as folder:
         verification = verify_bundle(folder, options)
-    print_verification(verification, _console())
+    print_verification(verification, standard_output())
     raise typer.Exit(0 if verification.holds else 1)
 
 
@@ -157,7 +152,7 @@ def report(
         changed = [] if output else _differing(reader, rendered)
     if output:
         _write(output, rendered)
-    console = _console()
+    console = standard_output()
     for name in rendered:
         note = " (sealed with another rendering; --output shows today's)" if name in changed else ""
         console.print(Text(f"{folder / name}{note}"))

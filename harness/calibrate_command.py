@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from harness.console import standard_output
+
 if TYPE_CHECKING:
     from harness.calibrate import Plan, Rate
     from harness.calibration import Pairing
@@ -123,6 +125,6 @@ def _print(plan: "Plan", rates: dict[str, "Rate"]) -> None:
             *(name, str(rate.runs), str(rate.alarms)),
             *(f"{told['error_rate_upper_95']:.2g}", told["message"]),
         )
-    console = Console(soft_wrap=True)
+    console = standard_output()
     console.print(f"{plan.pairing}: honest alarms are false, each cheat must be alarmed about")
     console.print(table)

@@ -13,12 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import models
+from harness.console import standard_output
 from harness.models import DEFAULT_MODEL, Model
 
 app = typer.Typer(help="Models: list, fetch, path, inspect.", no_args_is_help=True)
 
-PIPED_COLUMNS = 200
-"""Where nobody looks: one line a model."""
 Name = Annotated[str, typer.Argument(help="A registered name.")]
 
 
@@ -66,10 +65,7 @@ def list_() -> None:
         here = Text("yes", style="green") if model.path.is_file() else Text("no", style="dim")
         profiles = ", ".join(model.profiles) or "–"
         table.add_row(model.name, here, size, model.quant, model.licence, profiles, model.origin)
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        console.width = PIPED_COLUMNS
-    console.print(table)
+    standard_output().print(table)
 
 
 @app.command()

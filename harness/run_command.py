@@ -1,14 +1,26 @@
 """`haikugate run`: one measured experiment, or a sweep of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
+from harness.console import standard_output
 from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.experiment import ExperimentResult
+
+HEADINGS = {
+    "tokens_per_s": "tokens/s",
+    "ttft_p50_ms": "TTFT p50 ms",
+    "energy_per_token_j": "J/token",
+}
 
 
 def run(
@@ -35,15 +47,23 @@ def run(
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("experiments", total=len(sweep.experiments))
         results = run_sweep(sweep, advance=lambda _: bar.advance(task))
-    table = Table("experiment", "tokens/s", "TTFT p50 ms", "J/token", box=None, pad_edge=False)
-    for result in results:
-        ttft = result.ttft_ms.p50 if result.ttft_ms else None
-        table.add_row(
-            str(sweep.output_dir / result.experiment_id),
-            *(_number(v) for v in (result.avg_tokens_per_second, ttft)),
-            _number(result.avg_energy_per_token_j),
-        )
-    Console(soft_wrap=True).print(table)
+    _show(results, sweep.output_dir)
+
+
+def _show(results: "Sequence[ExperimentResult]", folder: Path) -> None:
+    """A row an experiment, with what a sweep varied; many of them also as a plot."""
+    from harness.sweep import PLOT, comparison, plot
+
+    console, rows = standard_output(), comparison(results)
+    table = Table(
+        "experiment", *(HEADINGS.get(name, name) for name in rows[0]), box=None, pad_edge=False
+    )
+    for result, row in zip(results, rows, strict=True):
+        table.add_row(Text(str(folder / result.experiment_id)), *map(_shown, row.values()))
+    console.print(table)
+    if len(results) > 1:
+        plot(results, folder / PLOT)
+        console.print(Text(str(folder / PLOT)))
 
 
 def _set(fields: dict[str, Any], text: str) -> None:
@@ -56,5 +76,7 @@ def _set(fields: dict[str, Any], text: str) -> None:
     fields[outer] = {**within, inner: value} if dot else value
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+def _shown(value: Any) -> Text:
+    if value is None:
+        return Text("–")
+    return Text(f"{value:.4g}" if isinstance(value, float) else str(value))

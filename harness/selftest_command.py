@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from harness.console import standard_output
+
 if TYPE_CHECKING:
     from harness.selftest import Control, Qualification, Row
 
@@ -124,7 +126,7 @@ def _print(found: "Qualification") -> None:
         rate = "unproven" if row.runs == 0 else f"{row.caught}/{row.runs}"
         bound = "–" if row.runs == 0 else f"{row.miss_rate_bound:.2g}"
         table.add_row(row.name, row.intended, rate, bound, ", ".join(sorted(row.by)) or "–")
-    console = Console(soft_wrap=True)
+    console = standard_output()
     console.print(table)
     console.print(_control_line(found.control), markup=False)
     missed = [row for row in found.rows if row.verdict == "missed"]

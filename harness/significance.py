@@ -34,11 +34,6 @@ def _doubled_ranks(values: Sequence[float]) -> list[int]:
     return [2 * first[value] + count[value] - 1 for value in values]
 
 
-def binomial_tail_p(hits: int, n: int, rate: float) -> float:
-    """P(at least `hits` of n) for independent trials that hit at `rate`."""
-    return math.fsum(math.comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(hits, n + 1))
-
-
 def rate_upper_bound(hits: int, n: int, confidence: float = 0.95) -> float:
     """One-sided Clopper-Pearson upper bound of a rate seen as `hits` of n trials."""
     if hits >= n:

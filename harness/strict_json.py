@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from harness.errors import BundleError
@@ -82,11 +82,6 @@ def loads_lines(content: bytes, where: str) -> Iterator[Json]:
         raise BundleError(f"{where}: the last line is cut off")
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         yield loads(line, f"{where}:{number}")
-
-
-def dumps_lines(values: Iterable[Json]) -> bytes:
-    """Newline-delimited JSON, one compact line a value."""
-    return b"".join(dumps_line(value) + b"\n" for value in values)
 
 
 def as_object(value: Json, where: str) -> dict[str, Json]:

@@ -13,6 +13,7 @@ from harness.experiment import ExperimentConfig, ExperimentResult
 from harness.measure import read_result, run_experiment
 
 JOURNAL = "sweep.ndjson"
+PLOT = "sweep.svg"
 SWEEP_FIELDS = frozenset({"cycles", "shuffle", "grid"})
 
 

@@ -189,8 +189,6 @@ def _typed_pointer(element: Any) -> Callable[..., Any]:
 
 
 as_f32 = _typed_pointer(types.float32)
-as_i16 = _typed_pointer(types.int16)
-as_i32 = _typed_pointer(types.int32)
 as_i64 = _typed_pointer(types.int64)
 
 

@@ -12,6 +12,7 @@ from harness.errors import UsageError
 from harness.experiment import ExperimentConfig, ExperimentResult
 
 STEP_S = 0.004
+FIGURES = ("tokens/s", "TTFT", "p50", "ms", "J/token")
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,30 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path, backend: _Paced
     journal.write_text(journal.read_text() + '{"key": "2:')
     results = sweep.run_sweep(planned)
     assert [result.config.max_tokens for result in results] == [1, 2, 3]
-    assert [row["max_tokens"] for row in sweep.comparison(results)] == [1, 2, 3]
-    sweep.plot(results, tmp_path / "sweep.svg")
-    assert "<svg" in (tmp_path / "sweep.svg").read_text()
+
+
+def test_a_sweep_is_shown_by_what_it_varied_and_plotted(
+    tmp_path: Path, backend: _Paced, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("{n_requests: 1, baseline_s: 0, sweep: {grid: {max_tokens: [1, 2, 3]}}}")
+    run_command.run(plan, output_dir=tmp_path / "out")
+    heading, *rows, plotted = capsys.readouterr().out.splitlines()
+    assert heading.split() == [
+        "experiment",
+        "max_tokens",
+        *["tokens/s", "TTFT", "p50", "ms", "J/token"],
+    ]
+    assert [row.split()[1] for row in rows] == ["1", "2", "3"]
+    assert plotted == str(tmp_path / "out" / "sweep.svg")
+    assert "<svg" in Path(plotted).read_text()
+
+
+def test_one_experiment_is_shown_without_a_plot(
+    tmp_path: Path, backend: _Paced, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_command.run(n=1, output_dir=tmp_path, option=["baseline_s=0"])
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["experiment", *FIGURES]
+    assert row.startswith(str(tmp_path))
+    assert not (tmp_path / "sweep.svg").exists()

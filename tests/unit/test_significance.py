@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.significance import binomial_tail_p, rate_upper_bound, signed_rank_p
+from harness.significance import rate_upper_bound, signed_rank_p
 
 distinct = st.lists(st.integers(-1000, 1000).filter(bool), min_size=3, max_size=20, unique_by=abs)
 
@@ -28,12 +28,6 @@ def test_equal_samples_tell_nothing() -> None:
 
 def test_twelve_pairs_can_reach_one_in_four_thousand() -> None:
     assert signed_rank_p([1.0] * 12, [2.0 + i for i in range(12)]) == 2**-12
-
-
-@given(st.integers(0, 30), st.integers(1, 30), st.floats(0.001, 0.999))
-def test_binomial_tail_equals_scipys(hits: int, n: int, rate: float) -> None:
-    wanted = stats.binom.sf(hits - 1, n, rate)
-    assert binomial_tail_p(hits, n, rate) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 
 @given(st.integers(1, 400), st.data())
