@@ -66,7 +66,7 @@ def run_gate(marker: str, arguments: Sequence[str], workers: int = 0) -> int:
     """Run pytest on the installed suites in this process; returns certify's exit code.
 
     0 certified, 1 not, 2 usage, 3 harness error, 130 interrupted. Raises UsageError for options
-    that pytest does not know.
+    that pytest does not know, or with which it runs nothing.
     """
     from harness.live import LiveChecks
 
@@ -76,8 +76,12 @@ def run_gate(marker: str, arguments: Sequence[str], workers: int = 0) -> int:
         os.environ.pop(name, None)
     os.environ |= NO_PLUGINS
     spread = ("-p", "xdist.plugin", "-n", str(workers)) if workers else ()
-    given = (*PLAIN, *QUIET, *spread, "-m", marker, str(SUITES), *arguments)
-    code = int(pytest.main(list(given), plugins=[OneLineRefusals(), LiveChecks()]))
+    command = (*PLAIN, *QUIET, *spread, "-m", marker, str(SUITES), *arguments)
+    live = LiveChecks()
+    code = int(pytest.main(list(command), plugins=[OneLineRefusals(), live]))
+    if code == 0 and not live.judged:
+        given = " ".join(arguments)
+        raise UsageError(f"certify: nothing was judged; to see only, ask pytest -m gate4 {given}")
     return {4: 2, 5: 1}.get(code, code)
 
 

@@ -47,10 +47,21 @@ class LiveChecks:
             self._found[check] += [(Verdict(verdict), message) for verdict, message in findings]
             self._ended(check, report.nodeid.rpartition("::")[2])
 
-    def _ended(self, check: str, test: str) -> None:
-        assert self._config is not None
+    @property
+    def judged(self) -> bool:
+        """Whether there was a run to judge: pytest also has options that only show something."""
+        hooks = self._hooks()
+        return hooks is not None and hooks.session.bundle is not None
+
+    def _hooks(self) -> WorkerHooks | None:
+        if self._config is None:
+            return None
         hooks = self._config.pluginmanager.get_plugin("haikugate-gate")
-        if not isinstance(hooks, WorkerHooks):
+        return hooks if isinstance(hooks, WorkerHooks) else None
+
+    def _ended(self, check: str, test: str) -> None:
+        hooks = self._hooks()
+        if hooks is None:
             return
         waiting = self._waiting.setdefault(check, set(hooks.session.required_tests(check)))
         waiting.discard(test)

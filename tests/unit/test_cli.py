@@ -144,6 +144,8 @@ def test_certify_shows_what_fails(pytester: pytest.Pytester) -> None:
     ("arguments", "code"),
     [
         (("--no-such-option",), 2),
+        (("--collect-only",), 2),
+        (("--version",), 2),
         (("--profile", "moon"), 2),
         (("--launcher", "attach"), 2),
         (("--waivers", "w.toml"), 2),
