@@ -14,6 +14,7 @@ from kernels.errors import KernelCompileError
 SOURCE_DIR = Path(__file__).parent
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 OPTIONS = ("-std=c++17", "--extra-device-vectorization")
+_OWN_TARGETS = {("gemm_warpgroup.cu", "sm_90"): "sm_90a"}  # instructions of one chip only
 _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 _CHECKSUM_BYTES = 32
 
@@ -82,7 +83,8 @@ def compile_unit(unit: Unit, architecture: str) -> bytes:
     name = unit.source.encode()
     program = _call(nvrtc.nvrtcCreateProgram, unit.text.encode(), name, 0, [], [])
     try:
-        options = [option.encode() for option in (*OPTIONS, f"-arch={architecture}")]
+        target = _OWN_TARGETS.get((unit.source, architecture), architecture)
+        options = [option.encode() for option in (*OPTIONS, f"-arch={target}")]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if int(status) != 0:
             raise KernelCompileError(f"{unit.source} for {architecture}: {_first_error(program)}")

@@ -20,28 +20,10 @@ INLINE void gemm(const GemmArgs& a) {
   constexpr int A_BYTES = BM * BK * 2, WM = BM == 128 ? 64 : 32, WN = BM == 128 ? 32 : 16, MI = WM / 16, NI = WN / 8;
   constexpr int AHEAD = BM == 128 ? 1 : GROUPING == DENSE ? 4 : 2, COPIES = BM / 32;
   const int warp_m = BM == 128 ? (warp & 1) * 64 : 0, warp_n = (BM == 128 ? warp >> 1 : warp) * WN;
-  int row_begin = blockIdx.x * BM, row_end = a.m, expert = 0;
-  if (GROUPING != DENSE) {
-    __shared__ int first_row[MAX_EXPERTS + 1];
-    for (int e = thread; e <= a.n_experts; e += 256) first_row[e] = __ldg(a.first_row + e);
-    __syncthreads();
-    int part = blockIdx.x;
-    for (expert = 0; expert < a.n_experts; expert++) {
-      const int begin = first_row[expert], end = first_row[expert + 1];
-      const int parts = (end - begin + BM - 1) / BM;
-      if (part < parts) {
-        row_begin = begin + part * BM, row_end = end;
-        break;
-      }
-      part -= parts;
-    }
-    if (expert == a.n_experts) return;
-  }
-  const int segment = blockIdx.y < a.column_blocks[0] ? 0 : blockIdx.y < a.column_blocks[1] ? 1 : 2;
-  const int first_block = segment == 0 ? 0 : segment == 1 ? a.column_blocks[0] : a.column_blocks[1];
-  const int n = segment == 0 ? a.columns[0] : segment == 1 ? a.columns[1] : a.columns[2];
-  const int column_begin = (blockIdx.y - first_block) * BN, steps = (a.k + BK - 1) / BK;
-  const u8* tiles = (segment == 0 ? a.tiles[0] : segment == 1 ? a.tiles[1] : a.tiles[2]) + (GROUPING == DENSE ? 0 : (u64)expert * a.expert_bytes);
+  Part part;
+  if (!find_part<GROUPING, BM>(a, (int*)shared, part)) return;
+  const Columns columns = columns_of<EPILOGUE, GROUPING, BN>(a, part.expert);
+  const int row_begin = part.row_begin, row_end = part.row_end, column_begin = columns.begin, n = columns.n, steps = (a.k + BK - 1) / BK;
 
   const u16* sources[COPIES];
   bool source_valid[COPIES];
@@ -64,7 +46,7 @@ INLINE void gemm(const GemmArgs& a) {
     copy_commit();
   };
   const int weight_row = thread >> 1, weight_block = thread & 1, weight_n = column_begin + weight_row;
-  const u8* tile = tiles + (u64)(weight_n / a.tile_rows) * tile_bytes(T, a.tile_rows, a.k);
+  const u8* tile = columns.tiles + (u64)(weight_n / a.tile_rows) * tile_bytes(T, a.tile_rows, a.k);
   const int tile_slot = weight_n % a.tile_rows;
   RawBlock raws[AHEAD];
   auto fetch_weights = [&](int step, RawBlock& raw) {
@@ -125,10 +107,7 @@ INLINE void gemm(const GemmArgs& a) {
     for (int s = 0; s < AHEAD; s++)
       if (step + s < steps) advance(step + s, raws[(s + 1) % AHEAD]);
 
-  const int out_stride = segment == 0 ? a.out_stride[0] : segment == 1 ? a.out_stride[1] : a.out_stride[2];
-  float* out_rows = segment == 0 ? a.out[0] : segment == 1 ? a.out[1] : a.out[2];
-  const float* bias = segment == 0 ? a.bias[0] : segment == 1 ? a.bias[1] : a.bias[2];
-  if (GROUPING != DENSE && bias) bias += (u64)expert * n;
+  const float* bias = columns.bias;
 #pragma unroll
   for (int i = 0; i < MI; i++)
 #pragma unroll
@@ -147,9 +126,9 @@ INLINE void gemm(const GemmArgs& a) {
           if (column + 1 < n) v1 += __ldg(bias + column + 1);
         }
         if (EPILOGUE == SILU || EPILOGUE == CLAMPED) {
-          if (column < n) a.half_out[(u64)row * out_stride + column / 2] = float_to_half(gated<EPILOGUE>(v0, v1));
+          if (column < n) a.half_out[(u64)row * columns.out_stride + column / 2] = float_to_half(gated<EPILOGUE>(v0, v1));
         } else {
-          float* out = out_rows + (u64)row * out_stride + column;
+          float* out = columns.out + (u64)row * columns.out_stride + column;
           if (GROUPING == EXPERT_OUT) v0 *= weight, v1 *= weight;
           if (column < n) out[0] = EPILOGUE == ADD ? out[0] + v0 : v0;
           if (column + 1 < n) out[1] = EPILOGUE == ADD ? out[1] + v1 : v1;

@@ -1,13 +1,21 @@
-"""Launchers of gemm.cu, gemm_few.cu and gemm_float.cu: linears over a chunk of tokens."""
+"""Launchers of gemm.cu and its kin: linears over a chunk of tokens."""
 
 import ctypes
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from kernels.arrays import DeviceArray, require
 from kernels.context import DeviceLimits, Kernel, Launcher
 from kernels.driver import LaunchShape
 from kernels.errors import KernelArgumentError
+from kernels.gemm_warpgroup import (
+    SHARED_BYTES,
+    TILES,
+    best_tile,
+    has_warpgroups,
+    warpgroup_kernel,
+)
 from kernels.matrix import PackedMatrix, tile_bytes
 from kernels.moe import Routing
 from kernels.structure import INT, POINTER, U64, fields
@@ -172,10 +180,7 @@ def gemm(
         few_variant = FewVariant(first.type, epilogue, "DENSE", tuning)
         _launch_few(launcher, few_variant, first, arguments, -(-m // tuning.rows))
         return
-    rows = _FEW_ROWS if m <= 2 * _FEW_ROWS else _MANY_ROWS
-    variant = GemmVariant(first.type, epilogue, "DENSE", rows)
-    grid = (-(-m // rows), arguments.column_blocks[2])
-    launcher.launch(variant.kernel, LaunchShape(grid, 256, _SHARED_BYTES[rows]), arguments)
+    _launch_many(launcher, (first.type, epilogue, "DENSE"), arguments)
 
 
 def _add_output(
@@ -200,6 +205,40 @@ def _add_output(
         arguments.column_blocks[segment] = before + blocks
     arguments.expert_bytes, arguments.k = matrix.expert_bytes, matrix.k
     arguments.tile_rows = matrix.tile_rows
+
+
+def _launch_many(
+    launcher: Launcher, form: tuple[str, GemmEpilogue, Grouping], arguments: GemmArguments
+) -> None:
+    """Launch gemm_warpgroup.cu where the device has it, gemm.cu elsewhere: the same bits."""
+    rows, columns = (arguments.m, arguments.n_experts), arguments.column_blocks[2]
+    launcher.launch(*many_launch(launcher.limits, form, rows, columns), arguments)
+
+
+@lru_cache(maxsize=1 << 12)
+def many_launch(
+    limits: DeviceLimits,
+    form: tuple[str, GemmEpilogue, Grouping],
+    rows: tuple[int, int],
+    columns: int,
+) -> tuple[Kernel, LaunchShape]:
+    """Kernel and grid of a type, epilogue and grouping; a block takes a part of the rows.
+
+    `rows`: rows of x, experts they are of (0: dense); `columns`: blocks of 128 columns.
+    """
+    m, n_experts = rows
+
+    def parts(block_rows: int) -> int:
+        return min(m, m // block_rows + n_experts) if n_experts else -(-m // block_rows)
+
+    if has_warpgroups(limits):
+        tile = best_tile(limits, tuple(parts(tile.tokens) for tile in TILES), columns)
+        shape = LaunchShape((parts(tile.tokens), columns), tile.threads, SHARED_BYTES)
+        return warpgroup_kernel(form, tile), shape
+    is_short = 2 * m <= _FEW_ROWS * n_experts if n_experts else m <= 2 * _FEW_ROWS
+    block_rows = _FEW_ROWS if is_short else _MANY_ROWS
+    shape = LaunchShape((parts(block_rows), columns), 256, _SHARED_BYTES[block_rows])
+    return GemmVariant(*form, block_rows).kernel, shape
 
 
 def _launch_few(
@@ -262,10 +301,7 @@ def grouped_gemm(launcher: Launcher, x: DeviceArray, out: DeviceArray, spec: Gro
         parts = min(entries, matrix.n_experts + entries // tuning.rows)
         _launch_few(launcher, few_variant, matrix, arguments, parts)
         return
-    rows = _FEW_ROWS if 2 * entries <= _FEW_ROWS * matrix.n_experts else _MANY_ROWS
-    grid = (min(entries, entries // rows + matrix.n_experts), -(-matrix.rows // _COLUMNS))
-    variant = GemmVariant(matrix.type, spec.epilogue, spec.grouping, rows)
-    launcher.launch(variant.kernel, LaunchShape(grid, 256, _SHARED_BYTES[rows]), arguments)
+    _launch_many(launcher, (matrix.type, spec.epilogue, spec.grouping), arguments)
 
 
 def gemm_float(

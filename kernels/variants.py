@@ -15,6 +15,7 @@ from kernels.attention import (
 from kernels.compile import ARCHITECTURES, Unit, compile_unit, source_names
 from kernels.errors import KernelCompileError
 from kernels.gemm import FewTuning, FewVariant, GemmVariant
+from kernels.gemm_warpgroup import TILES, warpgroup_kernel
 from kernels.matrix import TILE_FORMATS
 
 _GEMV_BRANCHES = (
@@ -52,6 +53,16 @@ def _gemm_entries() -> tuple[str, ...]:
     return tuple(v.kernel.code for v in variants)
 
 
+def _gemm_warpgroup_entries() -> tuple[str, ...]:
+    quantized = [t for t, form in TILE_FORMATS.items() if not form.is_float]
+    kernels = [warpgroup_kernel((t, "STORE", "DENSE"), TILES[1]) for t in quantized]
+    kernels += [warpgroup_kernel(("Q4_K", "ADD", "DENSE"), TILES[0])]
+    kernels += [warpgroup_kernel(("Q4_K", "SILU", "DENSE"), TILES[2])]
+    kernels += [warpgroup_kernel(("MXFP4", "CLAMPED", "EXPERT_IN"), TILES[1])]
+    kernels += [warpgroup_kernel(("MXFP4", "STORE", "EXPERT_OUT"), TILES[1])]
+    return tuple(kernel.code for kernel in kernels)
+
+
 def _gemm_few_entries() -> tuple[str, ...]:
     tuning = FewTuning(8, 2, 2)
     quantized = [t for t, form in TILE_FORMATS.items() if not form.is_float]
@@ -77,6 +88,7 @@ def representative_units() -> list[Unit]:
     entries = {
         "gemv.cu": _gemv_entries(),
         "gemm.cu": _gemm_entries(),
+        "gemm_warpgroup.cu": _gemm_warpgroup_entries(),
         "gemm_few.cu": _gemm_few_entries(),
         "attention_decode.cu": _decode_entries(),
         "attention_prefill.cu": tuple(

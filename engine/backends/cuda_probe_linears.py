@@ -68,6 +68,8 @@ class Linears:
             yield self._gemm(name, (77, 300, 800), "many")
             yield self._gemm(name, (64, 130, 512), "middle")
             yield self._gemm(name, (1, 130, 512), "few")
+        yield self._gemm("Q4_K", (250, 8400, 256), "wide")
+        yield self._gemm("Q6_K", (1000, 4200, 256), "large")
         for name in FLOATS:
             yield self._gemm_float(name, 135)
         yield self._gemm_float("F32", 35)

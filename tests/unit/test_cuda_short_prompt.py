@@ -47,6 +47,6 @@ def test_only_a_prompt_without_a_whole_page_takes_the_kernels_of_few_rows(
     LAUNCHES.clear()
     runtime.prefill(sequence, [1] * lengths[-1], go_on)
     assert any(name.startswith("gemm_few_") for name in LAUNCHES) == few
-    assert any(name.startswith("gemm_Q8_0") for name in LAUNCHES) != few
+    assert any(name.startswith("gemm_warpgroup_Q8_0") for name in LAUNCHES) != few
     sequence.close()
     runtime.close()

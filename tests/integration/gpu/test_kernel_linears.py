@@ -10,7 +10,15 @@ from kernels.arrays import DeviceArray
 from kernels.attention import PAGE_TOKENS, AttentionShape, KvPages
 from kernels.context import KernelContext
 from kernels.embed import add_position, embed
-from kernels.gemm import GemmOutput, GroupedGemm, gemm, gemm_float, grouped_gemm
+from kernels.gemm import (
+    GemmOutput,
+    GroupedGemm,
+    gemm,
+    gemm_float,
+    grouped_gemm,
+    many_launch,
+)
+from kernels.gemm_warpgroup import TILES, WarpgroupTile, has_warpgroups
 from kernels.gemv import Gemv, GemvTuning, KeysAhead, NormInput, Segment
 from kernels.moe import Routing, combine, route
 from tests.integration.gpu.arrays import Arena, random_blocks, relative_error
@@ -201,6 +209,32 @@ def test_a_gemm_row_does_not_depend_on_the_other_rows(context: KernelContext) ->
         part, part_array = arena.poisoned((end - begin, n))
         gemm(context, arena.put(x[begin:end]), (GemmOutput(matrix, part),))
         assert (whole_array.get()[begin:end] == part_array.get()).all()
+
+
+@pytest.mark.parametrize("type_name", QUANTIZED)
+@pytest.mark.parametrize("tile", TILES, ids=lambda tile: str(tile.tokens))
+def test_warpgroups_give_the_same_bits_as_warps(
+    context: KernelContext, monkeypatch: pytest.MonkeyPatch, type_name: str, tile: WarpgroupTile
+) -> None:
+    if not has_warpgroups(context.limits):
+        pytest.skip("this device has no warpgroup instructions")
+    rng, arena, n, k = np.random.default_rng(14), Arena(), 257, k_for(type_name, 2880)
+    raw = random_blocks(rng, type_name, n, k)
+    matrix = arena.packed(context, type_name, [raw], (n, k, 2))
+    x = rng.standard_normal((300, k)).astype(np.float16)
+    seen = []
+    for chosen in (lambda limits: False, has_warpgroups):
+        many_launch.cache_clear()
+        monkeypatch.setattr("kernels.gemm.has_warpgroups", chosen)
+        monkeypatch.setattr("kernels.gemm.best_tile", lambda *_: tile)
+        out, array = arena.poisoned((300, n))
+        gemm(context, arena.put(x), (GemmOutput(matrix, out),))
+        seen.append(array.get())
+    many_launch.cache_clear()
+    assert (
+        relative_error(seen[0], x.astype(np.float64) @ dequantized(type_name, raw).T) < GEMM_BOUND
+    )
+    assert (seen[0] == seen[1]).all()
 
 
 def moe_want(x, logits, weights, chosen):  # type: ignore[no-untyped-def]
