@@ -33,14 +33,17 @@ def option_lines() -> str:
 def certify(
     context: typer.Context,
     gate: Annotated[
-        int, typer.Option(min=1, max=4, help="The gate; those below come with it.")
-    ] = 4,
+        int | None,
+        typer.Option(min=1, max=4, help="The gate, 4 if omitted; those below come with it."),
+    ] = None,
     area: Annotated[str | None, typer.Option(help="Only one area, e.g. utf8.")] = None,
     workers: Annotated[int, typer.Option("-n", min=0, help="pytest-xdist workers.")] = 0,
 ) -> None:
     """Certify an engine: run a gate against it, seal the evidence, say the verdict."""
+    if gate and area:
+        raise UsageError(f"certify: --gate {gate} and --area {area}: wanted one of them")
     _refuse_arguments(area, context.args)
-    raise typer.Exit(run_gate(area or f"gate{gate}", context.args, workers))
+    raise typer.Exit(run_gate(area or f"gate{gate or 4}", context.args, workers))
 
 
 def _refuse_arguments(area: str | None, arguments: Sequence[str]) -> None:

@@ -61,6 +61,7 @@ def test_an_error_is_one_line_and_its_exit_code() -> None:
         (("verify",), "Missing argument 'bundle'; see --help"),
         (("certify", "--gate", "5"), "'--gate': Input should be less than or equal to 4"),
         (("certify", "--area", "nonsense"), "--area: wanted one of adapters, "),
+        (("certify", "--gate", "2", "--area", "utf8"), "--gate 2 and --area utf8: wanted one"),
         (("certify", "somewhere"), "wanted options alone, got 'somewhere'"),
         (("certify", "--profile", "x"), "argument --profile: invalid choice: 'x'"),
         (("certify", "--bogus"), "unrecognized arguments: --bogus; see haikugate certify --help"),
