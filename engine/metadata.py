@@ -2,7 +2,7 @@
 
 import mmap
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, overload
 
@@ -21,6 +21,7 @@ _WINDOW_BYTES = 1 << 16
 _ONE_BY_ONE = 1024
 _BLOCK_STRINGS = 1 << 14
 _BLOCK_BYTES = 8 << 20
+_SPACE = 0x20
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS: dict[int, str] = {
@@ -55,10 +56,32 @@ class StringArray(Sequence[str]):
         firsts = range(0, len(self), _BLOCK_STRINGS)
         return chain.from_iterable(self[first : first + _BLOCK_STRINGS] for first in firsts)
 
-    def _block(self, first: int, stop: int) -> list[str] | None:
-        """Strings [first, stop) decoded at once, one NUL in place of the length before each.
+    def halves(self) -> Iterator[tuple[str, ...]]:
+        """Each string cut at its first space, or whole where it has none."""
+        firsts = range(0, len(self), _BLOCK_STRINGS)
+        return chain.from_iterable(self._halves(first, first + _BLOCK_STRINGS) for first in firsts)
 
-        None where that cannot be: no string or too many bytes, a NUL in a string, or not UTF-8.
+    def _halves(self, first: int, stop: int) -> Iterable[tuple[str, ...]]:
+        """Strings [first, stop) in halves; by one cut of all of them where each has one space."""
+        joined = self._joined(first, min(stop, len(self)))
+        if joined is not None:
+            cuts = joined[(joined == 0) | (joined == _SPACE)]
+            if cuts[::2].all() and not cuts[1::2].any() and cuts.size % 2:
+                joined[joined == _SPACE] = 0
+                texts = _texts(joined)
+                if texts is not None:
+                    return zip(texts[::2], texts[1::2], strict=True)
+        return [tuple(text.split(" ", 1)) for text in self[first:stop]]
+
+    def _block(self, first: int, stop: int) -> list[str] | None:
+        """Strings [first, stop) decoded at once; None where that cannot be."""
+        joined = self._joined(first, stop)
+        return None if joined is None else _texts(joined)
+
+    def _joined(self, first: int, stop: int) -> NDArray[np.uint8] | None:
+        """The bytes of strings [first, stop), one NUL in place of the length before each.
+
+        None where that cannot be: no string or too many bytes, or a NUL in a string.
         """
         starts = self._starts[first : stop + 1]
         if first >= stop or starts[-1] - starts[0] > _BLOCK_BYTES:
@@ -72,10 +95,7 @@ class StringArray(Sequence[str]):
         joined = raw[kept]
         if joined.size - np.count_nonzero(joined) != lengths_at.size:
             return None
-        try:
-            return joined.tobytes().decode().split("\0")
-        except UnicodeDecodeError:
-            return None
+        return joined
 
     def _string(self, index: int) -> str:
         raw = self._content[self._starts[index] : self._starts[index + 1] - _LENGTH_BYTES]
@@ -83,6 +103,14 @@ class StringArray(Sequence[str]):
             return raw.decode()
         except UnicodeDecodeError as exc:
             raise ModelLoadError(f"{self._place}: string {index} is not UTF-8: {exc}") from exc
+
+
+def _texts(joined: NDArray[np.uint8]) -> list[str] | None:
+    """What NULs part, decoded; None where it is not UTF-8."""
+    try:
+        return joined.tobytes().decode().split("\0")
+    except UnicodeDecodeError:
+        return None
 
 
 class Cursor:
@@ -200,8 +228,11 @@ def _short_strings(window: NDArray[np.uint8]) -> NDArray[np.int64]:
     The length of such a one is the only byte above 0 that exactly seven NULs follow; each place is
     kept only where the one before, and its length, lead to it. There may be none.
     """
-    filled = np.flatnonzero(window != 0)
-    places: NDArray[np.int64] = filled[:-1][np.diff(filled) == _LENGTH_BYTES]
+    empty = window == 0
+    four = empty[:-3] & empty[1:-2] & empty[2:-1] & empty[3:]
+    seven = four[:-3] & four[3:]
+    filled = ~empty
+    places = np.flatnonzero(filled[:-_LENGTH_BYTES] & seven[1:-1] & filled[_LENGTH_BYTES:])
     if not places.size or places[0]:
         return places[:0]
     leads = places[:-1] + _LENGTH_BYTES + window[places[:-1]] == places[1:]

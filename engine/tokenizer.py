@@ -8,6 +8,7 @@ and only where the caller asks, so that no user text can spell one.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -181,8 +182,7 @@ def _bpe_parts(file: GGUFFile) -> _Parts:
             "tokenizer.ggml.pre",
             f"one of {', '.join(PRETOKENIZERS)} wanted, got {str(name)[:80]!r}",
         )
-    normal = vocabulary.ids_of(TokenType.NORMAL)[::-1]  # of two with one text, the first counts
-    ids = dict(zip(map(vocabulary.texts.__getitem__, normal), normal, strict=True))
+    ids = _normal_ids(vocabulary)
     merger = _merger(file, lambda: _bpe_model(file, ids, pretokenizer.ignore_merges))
     merger.pre_tokenizer = pretokenizer.build()
     if pretokenizer.nfc:
@@ -190,9 +190,19 @@ def _bpe_parts(file: GGUFFile) -> _Parts:
     return _Parts("gguf-bpe", vocabulary, merger, _markers(file, vocabulary), adds_bos=False)
 
 
+def _normal_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    """Normal tokens by text, from the last to the first: of two with one text the first counts."""
+    texts, is_normal = reversed(vocabulary.texts), vocabulary.are(TokenType.NORMAL)[::-1].tolist()
+    ids = range(len(vocabulary) - 1, -1, -1)
+    found: dict[Any, int] = {None: 0}  # only with a key that is no string does it keep the hashes
+    found.update(zip(compress(texts, is_normal), compress(ids, is_normal), strict=True))
+    del found[None]
+    return found
+
+
 def _bpe_model(file: GGUFFile, ids: dict[str, int], ignore_merges: bool) -> Any:
     merges = _strings(file, "tokenizer.ggml.merges")
-    pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in merges]
+    pairs: list[Any] = list(merges.halves())
     try:
         return models.BPE(vocab=ids, merges=pairs, ignore_merges=ignore_merges)
     except Exception:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class TokenType(IntEnum):
@@ -100,9 +101,14 @@ class Vocabulary:
 
     def ids_of(self, *kinds: TokenType) -> list[int]:
         """The tokens of these kinds, ascending."""
-        types = np.frombuffer(self.types, np.uint8)
-        ids: list[int] = np.flatnonzero(np.isin(types, kinds)).tolist()
+        ids: list[int] = np.flatnonzero(self.are(*kinds)).tolist()
         return ids
+
+    def are(self, *kinds: TokenType) -> NDArray[np.bool_]:
+        """Which tokens are of these kinds."""
+        types = np.frombuffer(self.types, np.uint8)
+        found: NDArray[np.bool_] = np.any([types == kind for kind in kinds], axis=0)
+        return found
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes that a token adds to a text; control tokens add none."""

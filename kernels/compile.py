@@ -29,7 +29,12 @@ class Unit:
     @property
     def text(self) -> str:
         """The whole source, includes expanded once each."""
-        return expand(self.source) + "\n" + "\n".join(self.entries) + "\n"
+        return expand(self.source) + self.entries_text
+
+    @property
+    def entries_text(self) -> str:
+        """What follows the source's own text."""
+        return "\n" + "\n".join(self.entries) + "\n"
 
 
 @cache
@@ -45,6 +50,12 @@ def expand(name: str) -> str:
         return _INCLUDE.sub(lambda match: read(match[1]), text)
 
     return read(name)
+
+
+@cache
+def _source_digest(name: str) -> Any:
+    """The digest of `expand(name)`, to be copied and gone on with."""
+    return hashlib.sha256(expand(name).encode())
 
 
 def source_names() -> list[str]:
@@ -116,8 +127,9 @@ def cached_cubin(unit: Unit, architecture: str, directory: Path | None = None) -
     carries its own SHA-256 and appears by an atomic rename, so a reader sees a whole file or none.
     """
     directory = directory or cache_dir()
-    key = f"{unit.text}\n{architecture}\n{OPTIONS}\n{nvrtc_version()}"
-    path = directory / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
+    key = _source_digest(unit.source).copy()
+    key.update(f"{unit.entries_text}\n{architecture}\n{OPTIONS}\n{nvrtc_version()}".encode())
+    path = directory / f"{key.hexdigest()}.cubin"
     cubin = _read_checked(path)
     if cubin is None:
         cubin = compile_unit(unit, architecture)

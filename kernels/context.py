@@ -81,15 +81,20 @@ class KernelContext:
 
     def prepare(self, kernels: Iterable[Kernel]) -> None:
         """Compile (in parallel) and load what is not loaded yet."""
-        kernels = list(dict.fromkeys(kernels))
-        units = list(dict.fromkeys(k.unit for k in kernels if k.unit not in self._modules))
-        with ThreadPoolExecutor(self.n_threads) as pool:
-            cubins = list(pool.map(lambda u: cached_cubin(u, self.limits.architecture), units))
-        for unit, cubin in zip(units, cubins, strict=True):
+        wanted = [kernel for kernel in dict.fromkeys(kernels) if kernel not in self._functions]
+        needed = dict.fromkeys(kernel.unit for kernel in wanted)
+        units = [unit for unit in needed if unit not in self._modules]
+        for unit, cubin in zip(units, self._cubins(units), strict=True):
             self._modules[unit] = Module(cubin)
-        for kernel in kernels:
-            if kernel not in self._functions:
-                self._functions[kernel] = self._modules[kernel.unit].function(kernel.entry)
+        for kernel in wanted:
+            self._functions[kernel] = self._modules[kernel.unit].function(kernel.entry)
+
+    def _cubins(self, units: list[Unit]) -> list[bytes]:
+        """Machine code by unit; no threads are started where there is nothing to share out."""
+        if len(units) < 2:
+            return [cached_cubin(unit, self.limits.architecture) for unit in units]
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            return list(pool.map(lambda unit: cached_cubin(unit, self.limits.architecture), units))
 
     @contextmanager
     def recording(self) -> Iterator[list[Kernel]]:
@@ -103,11 +108,11 @@ class KernelContext:
     @contextmanager
     def noting(self) -> Iterator[list[Launch]]:
         """Collect the launches asked for inside, for `queue`, instead of queueing them."""
-        self._noted = []
+        outer, self._noted = self._noted, []
         try:
             yield self._noted
         finally:
-            self._noted = None
+            self._noted = outer
 
     @contextmanager
     def serialized(self) -> Iterator[None]:
@@ -124,11 +129,14 @@ class KernelContext:
             self._recorded.append(kernel)
             return
         dependent = self.dependent and self.limits.has_dependent_launch
-        launch = Launch(kernel, shape, arguments, dependent)
+        self.repeat([Launch(kernel, shape, arguments, dependent)])
+
+    def repeat(self, launches: list[Launch]) -> None:
+        """Queue launches that were put together before, or note them inside `noting`."""
         if self._noted is not None:
-            self._noted.append(launch)
+            self._noted += launches
         else:
-            self.queue([launch])
+            self.queue(launches)
 
     def queue(self, launches: Iterable[Launch]) -> None:
         """Queue launches as they were noted; raises KernelLaunchError."""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from engine.backends import Checkpoint
-from engine.backends.cuda_decode import DecodeBuilder, DecodeGraphs
+from engine.backends.cuda_buckets import BucketBuilder, KeptStep
+from engine.backends.cuda_decode import DecodeGraphs
 from engine.backends.cuda_kv import CudaSequence
 from engine.backends.cuda_memory import DevicePool
 from engine.backends.cuda_model import Bound, BoundModel
@@ -44,21 +45,22 @@ class Generation:
         self._read = [cuda.Event(disable_timing=True) for _ in range(2)]
         self._sampler = self.workspace.sampler
         self._shared: dict[str, DeviceArray] = {}
-        self._head_launches = self._build(self.model.head, 0)
+        self._kept: dict[int, KeptStep] = {}
+        self._head_launches = self._build(self.model.head, 0, {})
         self._graphs = DecodeGraphs(self.stream, self.context, self._step)
 
-    def _build(self, steps: tuple[Bound, ...], bucket: int) -> Launches:
+    def _build(self, steps: tuple[Bound, ...], bucket: int, kept: dict[int, KeptStep]) -> Launches:
         space = self.workspace
         one = Chunk(1, space.token, space.position, space.pages)
-        builder = DecodeBuilder(
+        builder = BucketBuilder(
             self.context, self.memory, space.row, one, BUCKETS[bucket], self._sampler.logits,
-            self._sampler.best, self._shared,
+            self._sampler.best, self._shared, kept=kept,
         )  # fmt: skip
         return builder.build(steps)
 
     def _step(self, bucket: int) -> Launches:
         """The launches of one token's body, head and draw."""
-        launches = self._build((*self.model.body, *self.model.head), bucket)
+        launches = self._build((*self.model.body, *self.model.head), bucket, self._kept)
         return [*launches, lambda: self._sampler.sample(self.context)]
 
     def queue_every_kernel(self) -> None:
@@ -69,6 +71,7 @@ class Generation:
         """Capture the steps of all buckets that the context reaches, their kernels compiled."""
         for bucket in range(bucket_of(self.context_length - 1) + 1):
             self._graphs.capture(bucket)
+        self._kept.clear()
 
     def queue_head(self) -> None:
         """Queue the one-token head: the logits that the next token is drawn from."""

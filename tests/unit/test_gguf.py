@@ -76,7 +76,10 @@ STRINGS = {
     "wider characters": ["Ġ世界" * (1 + i % 90) for i in range(4_000)],
     "zero bytes": [f"a{chr(0) * (i % 9)}b" for i in range(4_000)],
     "like lengths": [chr(1 + i % 9) + chr(0) * 7 for i in range(4_000)],
-}
+    "halves": [f"Ġ{i} {i}世" for i in range(20_000)],
+    "halves but for some": [("a b", " b", "a ", "ab", "a b c")[max(0, i - 17_000) % 5]
+                            for i in range(17_100)],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STRINGS)
@@ -95,6 +98,7 @@ def test_string_arrays_come_back(name: str, tmp_path: Path) -> None:
         assert strings[3:9] == wanted[3:9]
         assert strings[9:3] == []
         assert strings[::-7] == wanted[::-7]
+        assert list(strings.halves()) == [tuple(text.split(" ", 1)) for text in wanted]
         assert file.metadata["after"].tolist() == [7, 8]
 
 
@@ -122,17 +126,18 @@ def test_a_string_array_without_its_end_is_refused(tmp_path: Path) -> None:
         refusal(tmp_path / "cut")
 
 
-@pytest.mark.parametrize("bad", [b"\xff", "é".encode()[:1], "é".encode()[1:]])
+@pytest.mark.parametrize("bad", [b"\xff", "é".encode()[:1], "é".encode()[1:], b"\xff \xff"])
 def test_a_string_that_is_not_utf_8_is_named(bad: bytes, tmp_path: Path) -> None:
-    texts = [b"word"] * 20_000
+    texts = [b"a word"] * 20_000
     texts[17_000] = bad
     raw_file(tmp_path / "m", [string_array([len(t) for t in texts], texts)], [], data=0)
     with GGUFFile.open(tmp_path / "m") as file:
         strings = file.metadata["a"]
-        for read in (list, lambda array: array[16_990:17_010]):
+        halves = lambda array: list(array.halves())  # noqa: E731
+        for read in (list, halves, lambda array: array[16_990:17_010]):
             with pytest.raises(ModelLoadError, match="'a': string 17000 is not UTF-8"):
                 read(strings)
-        assert strings[:16_990] == ["word"] * 16_990
+        assert strings[:16_990] == ["a word"] * 16_990
 
 
 def test_views_outlive_close(tmp_path: Path) -> None:

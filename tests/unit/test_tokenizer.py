@@ -225,6 +225,26 @@ def test_wrong_vocabularies_are_refused_by_key(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "types", "ids"),
+    [
+        (["a", "b", "ab", "b", "ab"], [1, 1, 1, 1, 1], [2, 1]),
+        (["ab", "a", "b", "ab", "b"], [3, 1, 1, 1, 1], [3, 2]),
+        (["ab", "b", "a", "b", "ab"], [4, 5, 1, 1, 1], [0, 3]),
+    ],
+)
+def test_of_normal_tokens_with_one_text_the_first_counts(
+    tokens: list[str], types: list[int], ids: list[int], tmp_path: Path
+) -> None:
+    vocabulary = {"tokens": tokens, "token_type": types, "merges": ["a b"]}
+    keys = {"model": "gpt2", "pre": "qwen2"} | vocabulary
+    path = written(
+        tmp_path / "m.gguf", "llama", {f"tokenizer.ggml.{k}": v for k, v in keys.items()}
+    )
+    with GGUFFile.open(path) as file:
+        assert Tokenizer.from_file(file).encode("abb") == ids
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_generated_vocabularies_are_lossless(name: str, tmp_path: Path) -> None:
     write_model(tmp_path / "m.gguf", name)
