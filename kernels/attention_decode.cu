@@ -6,7 +6,8 @@
 // every WARPS · CLUSTER-th step of 16 keys of the split through its own stream of SLOTS steps, keys and values
 // a tile each, on tensor cores: S = K·qᵀ, O = Vᵀ·P, so that keys and dimensions fill the 16 rows and heads the
 // 8 columns (q and the probabilities in halves, as in prefill). The warps' results are joined in shared
-// memory, the blocks' in distributed shared memory (CLUSTER > 1: sm_90), in order.
+// memory, the blocks' in distributed shared memory (CLUSTER > 1: sm_90), in order: each block counts the
+// bytes that the others store to it, which takes no fence.
 #include "kv_page.cuh"
 #include "stream.cuh"
 
@@ -23,24 +24,46 @@ struct AttentionDecodeArgs {
   float scale;
 };
 
-INLINE void cluster_arrive() {
+// What the blocks of a cluster store to this one: a barrier that is over once so many bytes are there.
+struct ClusterInbox {
+  u32 barrier;
+
+  // One thread opens it; all arrive, and wait before their first store to another block.
+  INLINE void open(u32 bytes) const {
 #if HAS_BULK_COPY
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
-}
-INLINE void cluster_wait() {
+  }
+  INLINE static void arrive() {
 #if HAS_BULK_COPY
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
-}
-// Store to the same place in the shared memory of the cluster's block `rank`.
-INLINE void store_remote(float* at, int rank, float value) {
+  }
+  INLINE static void wait_for_others() {
 #if HAS_BULK_COPY
-  u32 remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(at)), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
-}
+  }
+  // Store to the same place in the shared memory of the cluster's block `rank`.
+  INLINE void store(float* at, int rank, float value) const {
+#if HAS_BULK_COPY
+    u32 to, inbox;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(at)), "r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(inbox) : "r"(barrier), "r"(rank));
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to), "r"(__float_as_uint(value)), "r"(inbox) : "memory");
+#endif
+  }
+  INLINE void wait_for_all() const {
+#if HAS_BULK_COPY
+    u32 done;
+    do {
+      asm volatile("{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(barrier) : "memory");
+    } while (!done);
+#endif
+  }
+};
 
 template <int HD, int HEADS, int PAIRS, int WARPS, int SLOTS, int CLUSTER>
 INLINE void attention_decode(const AttentionDecodeArgs& a) {
@@ -53,6 +76,7 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
   __shared__ u64 barriers[WARPS][TILES];
   __shared__ float2 warp_sums[WARPS][HEADS], block_sums[CLUSTER][HEADS];
   __shared__ float block_out[CLUSTER > 1 ? CLUSTER * SHARE : 1];
+  __shared__ u64 inbox_barrier;
   const int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31, column = 2 * (lane & 3), row = lane >> 2;
   const int kv_head = blockIdx.y / a.groups, first_head = blockIdx.y * HEADS;
   const int split = blockIdx.x / CLUSTER, rank = blockIdx.x % CLUSTER;
@@ -64,7 +88,12 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
     release_next_kernel();
     return;
   }
-  if (CLUSTER > 1) cluster_arrive();  // the others' shared memory may be written once all have started
+  const ClusterInbox inbox{shared_address(&inbox_barrier)};
+  if (CLUSTER > 1) {
+    if (thread == 0) inbox.open(CLUSTER * (4 * max(0, min(SHARE, SIZE - rank * SHARE)) + 8 * HEADS));
+    __syncwarp();
+    inbox.arrive();
+  }
   const int steps = (end - begin + STEP_KEYS - 1) / STEP_KEYS, first_step = rank * WARPS + warp;
   TileStream<TILES, TILE * 2, true> stream(space + warp * TILES * TILE * 2, barriers[warp]);
   const int value_offset = a.cache.n_kv_heads * PAGE * HD;
@@ -185,7 +214,7 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
     if (row == 0) warp_sums[warp][column + h] = make_float2(best[h], sum[h]);
   }
   __syncthreads();
-  if (CLUSTER > 1) cluster_wait();
+  if (CLUSTER > 1) inbox.wait_for_others();
 #pragma unroll
   for (int i = thread; i < SIZE; i += THREADS) {
     const int h = i / HD, d = i % HD;
@@ -199,17 +228,15 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
       total += e * warp_sums[w][h].y;
     }
     if (CLUSTER > 1) {
-      store_remote(block_out + rank * SHARE + i % SHARE, i / SHARE, v);
-      if (d < CLUSTER) store_remote(&block_sums[rank][h].x, d, most), store_remote(&block_sums[rank][h].y, d, total);
+      inbox.store(block_out + rank * SHARE + i % SHARE, i / SHARE, v);
+      if (d < CLUSTER) inbox.store(&block_sums[rank][h].x, d, most), inbox.store(&block_sums[rank][h].y, d, total);
     } else {
       a.out[((u64)(first_head + h) * a.max_splits + split) * HD + d] = v;
       if (d == 0) a.sums[(first_head + h) * a.max_splits + split] = make_float2(most, total);
     }
   }
   if (CLUSTER == 1) return;
-  __syncwarp();
-  cluster_arrive();
-  cluster_wait();
+  inbox.wait_for_all();
 #pragma unroll
   for (int i = thread; i < SHARE; i += THREADS) {
     const int at = rank * SHARE + i, h = at / HD;

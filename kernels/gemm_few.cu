@@ -46,8 +46,7 @@ INLINE void gemm_few(const GemmArgs& a) {
   }
 #if HAS_BULK_COPY
   if (thread < a.slots) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barriers + thread)) : "memory");
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  asm volatile("fence.proxy.async;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
   __syncthreads();
   int parts = 0;

@@ -15,8 +15,7 @@ struct TileStream {
     if (lane == 0) {
 #pragma unroll
       for (int s = 0; s < SLOTS; s++) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + 8 * s) : "memory");
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-      asm volatile("fence.proxy.async;" ::: "memory");
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // of all memory it would wait for the GPU
     }
     __syncwarp();
 #endif
