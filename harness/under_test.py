@@ -12,6 +12,7 @@ from pathlib import Path
 from harness.errors import LaunchError, UsageError
 from harness.launch import Launcher, LaunchSpec, RunningEngine
 from harness.observation import Json
+from harness.profiles import PROFILES
 from harness.pseudonyms import without_secrets
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -47,6 +48,13 @@ class EngineOptions:
     def gpu(self) -> str | None:
         """The one GPU of this worker: index `worker` modulo their number."""
         return self.gpus[self.worker % len(self.gpus)] if self.gpus else None
+
+    @property
+    def container_gpus(self) -> tuple[str, ...] | None:
+        """What a container gets: this worker's GPU, all of them (), or none in profile cpu."""
+        if self.gpu is not None:
+            return (self.gpu,)
+        return () if PROFILES[self.profile].device_args else None
 
 
 def refuse_conflicts(options: EngineOptions) -> None:
@@ -248,9 +256,8 @@ def _docker(options: EngineOptions, log_dir: Path | None) -> Launcher:
     from harness.launch.docker import DockerLauncher
     from harness.launch.docker_seal import DockerOptions
 
-    chosen = None if options.gpu is None else (options.gpu,)
     return DockerLauncher(
-        DockerOptions(options.image or DEFAULT_IMAGE, gpus=chosen),
+        DockerOptions(options.image or DEFAULT_IMAGE, gpus=options.container_gpus),
         client_named(options.kind),
         log_dir,
     )

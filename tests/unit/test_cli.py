@@ -1,6 +1,9 @@
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +20,13 @@ from harness.under_test import EngineOptions, EngineUnderTest, refuse_conflicts
 from tests.unit.gate_project import SUITE, GateProject, write_checklists
 
 COMMANDS = ("certify", "verify", "report", "run", "doctor", "config", "models", "keys", "engines")
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """A command run in this process may change its environment for good, as certify does."""
+    with patch.dict(os.environ):
+        yield
 
 
 def test_every_command_has_help() -> None:
@@ -300,6 +310,9 @@ def test_its_engine_sees_that_gpu_alone(tmp_path: Path) -> None:
     assert EngineUnderTest(EngineOptions("cpu")).spec(model).env == own_modules()
     in_docker = EngineOptions("gpu", launcher="docker", gpus=("2", "5"), worker=1)
     assert EngineUnderTest(in_docker).spec(model).env == {}
+    assert in_docker.container_gpus == ("5",)
+    assert EngineOptions("gpu", launcher="docker").container_gpus == ()
+    assert EngineOptions("cpu", launcher="docker").container_gpus is None
 
 
 def test_a_foreign_engine_is_identified_by_its_files(tmp_path: Path) -> None:
