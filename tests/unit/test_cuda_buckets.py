@@ -5,13 +5,11 @@ from typing import Any
 
 import pytest
 
-from engine.backends import LoadOptions, cuda
 from engine.backends.cuda_buckets import KeptStep
 from engine.backends.cuda_splitting import BUCKETS
-from engine.loading import load_model
-from engine.synthetic import TINY, write_model
+from engine.synthetic import TINY
 from tests.unit.fake_cuda import FakeCupy
-from tests.unit.test_cuda_runtime import cupy, load
+from tests.unit.test_cuda_runtime import cupy, load, load_tiny
 
 __all__ = ["cupy"]
 
@@ -30,10 +28,8 @@ def noted(generation: Any, bucket: int, kept: dict[int, KeptStep]) -> Noted:
 def test_each_bucket_launches_what_it_would_alone(
     cupy: FakeCupy, tmp_path: Path, model: str
 ) -> None:
-    write_model(tmp_path / "m.gguf", model, 0)
-    loaded = load_model(tmp_path / "m.gguf", LoadOptions(device="cuda:0"))
-    assert isinstance(loaded.runtime, cuda.CudaRuntime)
-    generation = loaded.runtime._generation
+    loaded, runtime = load_tiny(tmp_path, model)
+    generation = runtime._generation
     kept: dict[int, KeptStep] = {}
     steps = [noted(generation, bucket, kept) for bucket in range(len(BUCKETS))]
     assert kept

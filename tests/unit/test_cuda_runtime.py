@@ -35,7 +35,7 @@ from engine.errors import (
     OutOfMemory,
 )
 from engine.gguf import GGUFFile, Tensor
-from engine.loading import load_model
+from engine.loading import LoadedModel, load_model
 from engine.probe import ProbeOptions
 from engine.probes import gpt_oss_parts
 from engine.program import (
@@ -124,6 +124,14 @@ def load(type_name: str = "Q4_K", **options: Any) -> cuda.CudaRuntime:
     return cuda.load(file, tiny_program(), wanted, lambda a, b: None)
 
 
+def load_tiny(folder: Path, model: str) -> tuple[LoadedModel, cuda.CudaRuntime]:
+    """A tiny model of the catalogue, written to the folder and loaded; its runtime beside it."""
+    write_model(folder / "m.gguf", model, 0)
+    loaded = load_model(folder / "m.gguf", LoadOptions(device="cuda:0"))
+    assert isinstance(loaded.runtime, cuda.CudaRuntime)
+    return loaded, loaded.runtime
+
+
 def go_on() -> None:
     return
 
@@ -172,10 +180,8 @@ def test_a_budget_that_is_too_small_names_both_counts(cupy: FakeCupy) -> None:
 def test_one_step_of_each_way_takes_every_kernel(
     cupy: FakeCupy, tmp_path: Path, model: str
 ) -> None:
-    write_model(tmp_path / "m.gguf", model, 0)
-    loaded = load_model(tmp_path / "m.gguf", LoadOptions(device="cuda:0"))
-    assert isinstance(loaded.runtime, cuda.CudaRuntime)
-    forward = loaded.runtime._forward
+    loaded, runtime = load_tiny(tmp_path, model)
+    forward = runtime._forward
     with forward.context.recording() as prepared:
         forward.queue_every_kernel()
     space = forward.workspace
