@@ -31,8 +31,8 @@ struct ClusterInbox {
   // One thread opens it; all arrive, and wait before their first store to another block.
   INLINE void open(u32 bytes) const {
 #if HAS_BULK_COPY
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+    barrier_init(barrier, 1);
+    barrier_expect(barrier, bytes);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
   }

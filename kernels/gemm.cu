@@ -11,8 +11,6 @@
 
 constexpr int BN = 128, BK = 64, A_STAGES = 3, B_BYTES = BN * BK * 2;
 
-INLINE u32 swizzled(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
-
 template <int T, int EPILOGUE, int GROUPING, int BM>
 INLINE void gemm(const GemmArgs& a) {
   extern __shared__ __align__(128) u8 shared[];

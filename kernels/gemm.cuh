@@ -21,6 +21,9 @@ struct GemmArgs {
 
 constexpr int MAX_EXPERTS = 256;
 
+// Place of a 16-byte chunk in a tile of rows of 64 halves: eight rows' equal chunks lie in different banks.
+INLINE u32 swizzled(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
+
 template <int EPILOGUE>
 INLINE float gated(float gate, float up) {
   if (EPILOGUE == SILU) return __fdividef(gate, 1.f + __expf(-gate)) * up;

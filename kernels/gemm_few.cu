@@ -6,6 +6,7 @@
 // dequantizes one block of 32 of rows lane / 4 and lane / 4 + 8 straight into tensor-core registers (16
 // weight rows x 8 rows of x; the order of k within the run is the lanes'). The eight warps' sums are added
 // in order by other warps than those of the next job. A result depends on its own row of x alone.
+#include "barrier.cuh"
 #include "gemm.cuh"
 
 constexpr int WARPS = 8, GROUP = 16;
@@ -16,10 +17,7 @@ struct Job {
 
 INLINE void wait_for_bytes(u32 barrier, u32 parity) {
 #if HAS_BULK_COPY
-  u32 done;
-  do {
-    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
-  } while (!done);
+  barrier_wait(barrier, parity);
 #else
   copy_wait<0>();
   __syncthreads();
@@ -45,8 +43,8 @@ INLINE void gemm_few(const GemmArgs& a) {
     for (int e = thread; e <= n_experts; e += WARPS * 32) first_row[e] = __ldcg(a.first_row + e);
   }
 #if HAS_BULK_COPY
-  if (thread < a.slots) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barriers + thread)) : "memory");
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  if (thread < a.slots) barrier_init(shared_address(barriers + thread), 1);
+  fence_for_async();
 #endif
   __syncthreads();
   int parts = 0;
@@ -84,7 +82,7 @@ INLINE void gemm_few(const GemmArgs& a) {
 #if HAS_BULK_COPY
     if (thread == 0) {
       const u32 barrier = shared_address(barriers + slot), bytes = tiles * tile;
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+      barrier_expect(barrier, bytes);
       asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(barrier)
                    : "memory");
     }

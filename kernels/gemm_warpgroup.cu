@@ -13,8 +13,6 @@
 
 constexpr int ROWS = 128, STEP = 64, WEIGHT_BYTES = ROWS * STEP * 2, RING_BYTES = 192 << 10, RESULT_STRIDE = ROWS + 4, WARPS = 8;
 
-INLINE u32 swizzled(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
-
 __host__ __device__ constexpr int filling_warps(int tokens) { return tokens == 256 ? 4 : 8; }
 
 // A barrier of the multiplying warps alone.
@@ -146,7 +144,7 @@ INLINE void gemm_warpgroup(const GemmArgs& a) {
         }
     };
     auto hand_over = [&](int step) {
-      fence_for_tensor_cores();
+      fence_for_async();
       __syncwarp();
       if (lane == 0) barrier_arrive(full + 8 * (step % STAGES));
     };

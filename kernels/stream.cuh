@@ -2,7 +2,7 @@
 // engine on sm_90 and later (one lane asks, an mbarrier counts the bytes), cp.async before that.
 // EVICT_FIRST: the tiles are the first to leave L2, where keys and activations stay (bulk copies only).
 #pragma once
-#include "device.cuh"
+#include "barrier.cuh"
 
 template <int SLOTS, int SLOT_BYTES, bool EVICT_FIRST>
 struct TileStream {
@@ -14,8 +14,8 @@ struct TileStream {
 #if HAS_BULK_COPY
     if (lane == 0) {
 #pragma unroll
-      for (int s = 0; s < SLOTS; s++) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + 8 * s) : "memory");
-      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // of all memory it would wait for the GPU
+      for (int s = 0; s < SLOTS; s++) barrier_init(barriers + 8 * s, 1);
+      fence_for_async();
     }
     __syncwarp();
 #endif
@@ -25,7 +25,7 @@ struct TileStream {
 #if HAS_BULK_COPY
     if (lane == 0 && valid) {
       const u32 barrier = barriers + 8 * slot;
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+      barrier_expect(barrier, bytes);
       const u32 to = shared_address(ring + slot * SLOT_BYTES);
       if (EVICT_FIRST) {
         u64 policy;
@@ -46,11 +46,7 @@ struct TileStream {
   INLINE const u8* wait(int n) {
     const int slot = n % SLOTS;
 #if HAS_BULK_COPY
-    const u32 parity = (n / SLOTS) & 1;
-    u32 done;
-    do {
-      asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(barriers + 8 * slot), "r"(parity) : "memory");
-    } while (!done);
+    barrier_wait(barriers + 8 * slot, (n / SLOTS) & 1);
 #else
     copy_wait<SLOTS - 1>();
     __syncwarp();

@@ -1,7 +1,7 @@
 // Hopper's warpgroup matrix instructions (sm_90a): 64 x N += 64 x 16 · (N x 16)ᵀ, halves from shared memory in
 // rows of 128 bytes whose 16-byte chunks are permuted by row (swizzle of 128 bytes). Only where HAS_WARPGROUP.
 #pragma once
-#include "device.cuh"
+#include "barrier.cuh"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define HAS_WARPGROUP 1
@@ -19,25 +19,6 @@ template <int PENDING>
 INLINE void warpgroup_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
-// This thread's writes to shared memory become visible to the tensor cores (after a barrier, all threads').
-INLINE void fence_for_tensor_cores() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// Barriers in shared memory, by address: `count` arrivals end a phase; phases are waited for by parity.
-INLINE void barrier_init(u32 barrier, u32 count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-INLINE void barrier_arrive(u32 barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-INLINE void barrier_wait(u32 barrier, u32 parity) {
-  u32 done;
-  do {
-    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
-  } while (!done);
-}
-
 #define SUMS4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define SUMS16(d, i) SUMS4(d, i), SUMS4(d, i + 4), SUMS4(d, i + 8), SUMS4(d, i + 12)
 #define SUMS32(d, i) SUMS16(d, i), SUMS16(d, i + 16)
