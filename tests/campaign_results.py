@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.observation import Json
 from harness.saboteurs.registry import SABOTEURS
 from harness.significance import rate_upper_bound
 from tests.campaign_plan import CPU, CUDA, HONEST, LOADED, Row
@@ -24,7 +23,6 @@ class Tally:
     row: Row
     place: str
     verdicts: dict[str, tuple[str, str]]
-    seconds: float
 
 
 @dataclass
@@ -35,7 +33,6 @@ class Cell:
     engine: str
     place: str
     verdicts: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
     unwanted: list[str] = field(default_factory=list)
 
     @property
@@ -68,16 +65,17 @@ class Results:
             key = (check, tally.row.engine, tally.place)
             cell = self.cells.setdefault(key, Cell(*key))
             cell.verdicts[verdict] += 1
-            cell.seconds = round(cell.seconds + tally.seconds, 2)
             if verdict != tally.row.wanted and len(cell.unwanted) < KEPT_MESSAGES:
                 cell.unwanted.append(f"{verdict}: {shorter(said)}")
 
     def write(self) -> None:
-        """Put the file in its place whole, or leave the old one."""
-        cells: list[Json] = [vars(cell) for _, cell in sorted(self.cells.items())]
-        text = json.dumps({"schema": SCHEMA, "cells": cells}, indent=1, ensure_ascii=False)
+        """Put the file in its place whole, a line for each cell, or leave the old one."""
+        cells = [
+            json.dumps(vars(cell), ensure_ascii=False) for _, cell in sorted(self.cells.items())
+        ]
+        text = f'{{"schema": "{SCHEMA}", "cells": [\n' + ",\n".join(cells) + "\n]}\n"
         part = self.path.with_suffix(".part")
-        part.write_text(text + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         os.replace(part, self.path)
 
     def of(self, check: str, engine: str) -> list[Cell]:

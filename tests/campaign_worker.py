@@ -128,7 +128,6 @@ class Stand:
 
     def run(self) -> Tally:
         """One run; whatever goes wrong in it is an error of each of its checks."""
-        started = time.monotonic()
         try:
             with ExitStack() as own:
                 verdicts = self._verdicts(own)
@@ -136,7 +135,7 @@ class Stand:
             said = f"{type(error).__name__}: {error}"
             verdicts = dict.fromkeys(self.row.checks, (Verdict.ERROR.value, said))
             self.__exit__()
-        return Tally(self.row, self.lane.place, verdicts, time.monotonic() - started)
+        return Tally(self.row, self.lane.place, verdicts)
 
     def _verdicts(self, own: ExitStack) -> dict[str, tuple[str, str]]:
         checks, profile = self.row.checks, PROFILES[self.lane.profile]

@@ -14,6 +14,7 @@ from tests.campaign_plan import COST_S, CPU, CUDA, FRESH, HONEST, LOADED, RESCOR
 from tests.campaign_results import Results, Tally, table
 from tests.probe_run import observed, observers_of
 
+ROOT = Path(__file__).parents[2]
 CHECK = "G4-GENUINE-COUNT"
 CHEAT = Row("inflated-usage", (CHECK,), 2.0)
 PLAIN = Row(HONEST, (CHECK, "G4-GENUINE-METRICS"), 3.0)
@@ -22,7 +23,7 @@ PACED = Row("honest-first-30-s", ("G4-GENUINE-LATE",), 11.0)
 
 
 def tally(row: Row, verdict: str, place: str = CPU) -> Tally:
-    return Tally(row, place, dict.fromkeys(row.checks, (verdict, f"said {verdict}")), 1.0)
+    return Tally(row, place, dict.fromkeys(row.checks, (verdict, f"said {verdict}")))
 
 
 def test_every_black_box_probe_and_each_of_its_saboteurs_has_a_row() -> None:
@@ -100,6 +101,13 @@ def test_a_later_campaign_goes_on_from_the_file(tmp_path: Path) -> None:
     first.path.write_text('{"schema": "another"}')
     with pytest.raises(SystemExit, match="schema"):
         Results(first.path)
+
+
+def test_the_documented_table_is_that_of_what_was_counted() -> None:
+    counted = Results(ROOT / "proofs" / "campaign.json")
+    *lines, _, _ = table(counted).splitlines()
+    documented = (ROOT / "docs" / "qualification.md").read_text(encoding="utf-8")
+    assert "\n".join(lines) in documented
 
 
 @pytest.mark.parametrize(("row", "wrong"), [(PLAIN, "fail"), (CHEAT, "pass"), (CHEAT, "error")])
