@@ -124,6 +124,10 @@ class FakeCuda:
     def alloc_pinned_memory(self, size: int) -> bytearray:
         return bytearray(size)
 
+    def get_elapsed_time(self, begin: FakeEvent, end: FakeEvent) -> float:
+        assert not any(event.disable_timing for event in (begin, end))
+        return 1.0
+
 
 class FakePinnedPool:
     def free_all_blocks(self) -> None:
