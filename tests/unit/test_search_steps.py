@@ -32,6 +32,7 @@ def test_a_search_times_the_tables_each_folder_and_drawn_settings(
     assert "µs  other  (" in lines[1]
     assert "the tables" in lines[best - 1]
     assert len(set(lines[2:best])) > 3
+    assert any("Q4_K 256x256" in line for line in lines[2:best])
     assert told.stat().st_size > 0
     assert other != kernel_sources.SOURCE_DIR
     loaded.close()

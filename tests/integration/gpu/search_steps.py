@@ -12,9 +12,9 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +28,8 @@ from engine.backends.cuda_splitting import BUCKETS, Splitting, bucket_of, splitt
 from engine.loading import load_model
 from kernels import compile as kernel_sources
 from kernels.attention import DecodeTuning
-from kernels.gemv import TUNED, GemvTuning
+from kernels.context import DeviceLimits
+from kernels.gemv import GemvTuning, choose_tuning
 
 Linear = tuple[str, int, int]
 STEPS = 40
@@ -69,7 +70,10 @@ class Timed:
 
 
 class Steps:
-    """The steps of one loaded model at one depth, after a prompt of random tokens."""
+    """The steps of one loaded model at one depth, after a prompt of random tokens.
+
+    `linears`: those of the steps captured so far, as the tables tune them.
+    """
 
     def __init__(self, runtime: CudaRuntime, depth: int) -> None:
         self.runtime = runtime
@@ -79,6 +83,7 @@ class Steps:
         self._loaded: dict[Path, tuple[dict[Any, Any], dict[Any, Any]]] = {
             kernel_sources.SOURCE_DIR: (self._context._functions, self._context._modules)
         }
+        self.linears: dict[Linear, GemvTuning] = {}
         self._first: Any = None
         draw = random.Random(0)
         self._sequence = runtime.open_sequence()
@@ -107,18 +112,27 @@ class Steps:
 
     @contextmanager
     def _used(self, setting: Setting) -> Iterator[None]:
-        chosen = setting.attention
+        attention = setting.attention
         functions, modules = self._loaded.setdefault(setting.kernels, ({}, {}))
         self._context._functions, self._context._modules = functions, modules
         sources = mock.patch.object(kernel_sources, "SOURCE_DIR", setting.kernels)
         split = mock.patch(
             "engine.backends.cuda_decode.splitting",
-            (lambda shape, bucket, limits: chosen) if chosen else splitting,
+            (lambda shape, bucket, limits: attention) if attention else splitting,
         )
-        with sources, split, mock.patch.dict(TUNED, setting.linears):
+        tuned = mock.patch("engine.backends.cuda_decode.choose_tuning", self._tuning(setting))
+        with sources, split, tuned:
             kernel_sources.expand.cache_clear()
             kernel_sources._source_digest.cache_clear()
             yield
+
+    def _tuning(self, setting: Setting) -> Callable[..., GemvTuning]:
+        def tuning(limits: DeviceLimits, matrices: Any, rows: int, k: int) -> GemvTuning:
+            key = (matrices[0].type, rows, k)
+            self.linears[key] = choose_tuning(limits, matrices, rows, k)
+            return setting.linears.get(key, self.linears[key])
+
+        return tuning
 
     def _capture(self) -> None:
         self._generation._kept.clear()
@@ -148,20 +162,11 @@ class Steps:
         return float(cuda.get_elapsed_time(begin, end)) * 1e3 / STEPS
 
 
-def linears_of(steps: Steps) -> list[Linear]:
-    """The linears of the model that the table of tunings knows."""
-    used = {launch.kernel.entry for launch in steps._generation._graphs._noted(0)}
-    found = []
-    for type_name, rows, k in TUNED:
-        tuned = TUNED[type_name, rows, k]
-        part = f"_{k}_{tuned.tile_rows}_{tuned.warps}_{tuned.slots}_"
-        if any(entry.startswith(f"gemv_{type_name}_") and part in entry for entry in used):
-            found.append((type_name, rows, k))
-    return found
-
-
 def drawn(
-    draw: random.Random, now: Splitting, linears: Sequence[Linear], sources: Sequence[Path]
+    draw: random.Random,
+    now: Splitting,
+    linears: Mapping[Linear, GemvTuning],
+    sources: Sequence[Path],
 ) -> Setting:
     """A setting: kernels, then attention and each linear as the tables have it or drawn anew."""
     attention = None
@@ -169,13 +174,15 @@ def drawn(
         tuning = DecodeTuning(draw.choice(WARPS), draw.choice((1, 2, 3)), draw.choice((1, 2, 4, 8)))
         attention = Splitting(now.most, draw.choice(LEAST_KEYS), tuning)
     changed = {
-        key: GemvTuning(
-            TUNED[key].tile_rows, draw.randrange(8, 25, 2), draw.choice((1, 1, 2)),
-            draw.choice(LEAST_SHARED_BYTES), TUNED[key].evict_first,
+        key: replace(
+            tuned,
+            warps=draw.randrange(8, 25, 2),
+            slots=draw.choice((1, 1, 2)),
+            least_shared_bytes=draw.choice(LEAST_SHARED_BYTES),
         )
-        for key in linears
+        for key, tuned in linears.items()
         if draw.random() < 0.4
-    }  # fmt: skip
+    }
     return Setting(draw.choice(sources), attention, changed)
 
 
@@ -186,10 +193,10 @@ def search(
     until_s = time.monotonic() + seconds
     for folder in sources:
         yield steps.timed(Setting(folder))
-    linears, limits = linears_of(steps), steps._context.limits
+    limits = steps._context.limits
     now = splitting(steps.layer.shape, BUCKETS[bucket_of(steps.depth)], limits)
     while time.monotonic() < until_s:
-        yield steps.timed(drawn(draw, now, linears, sources))
+        yield steps.timed(drawn(draw, now, steps.linears, sources))
     yield steps.timed(Setting())
 
 
