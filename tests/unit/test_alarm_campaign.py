@@ -104,7 +104,7 @@ def test_a_later_campaign_goes_on_from_the_file(tmp_path: Path) -> None:
 
 
 def test_the_documented_table_is_that_of_what_was_counted() -> None:
-    counted = Results(ROOT / "proofs" / "campaign.json")
+    counted = Results(ROOT / "docs" / "campaign.json")
     *lines, _, _ = table(counted).splitlines()
     documented = (ROOT / "docs" / "qualification.md").read_text(encoding="utf-8")
     assert "\n".join(lines) in documented
