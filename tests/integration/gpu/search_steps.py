@@ -215,14 +215,19 @@ def main(arguments: list[str] | None = None) -> None:
     found = []
     sources = [kernel_sources.SOURCE_DIR, *given.kernels]
     draw = random.Random(given.seed)
-    for timed in search(Steps(model.runtime, given.depth), given.seconds, draw, sources):
-        found.append(timed)
-        said = timed.failed or f"error {timed.error:.1e}{'' if timed.same_bits else ', other bits'}"
-        print(f"{timed.us:8.1f} µs  {timed.setting}  ({said})", flush=True)
+    try:
+        for timed in search(Steps(model.runtime, given.depth), given.seconds, draw, sources):
+            found.append(timed)
+            bits = "" if timed.same_bits else ", other bits"
+            said = timed.failed or f"error {timed.error:.1e}{bits}"
+            print(f"{timed.us:8.1f} µs  {timed.setting}  ({said})", flush=True)
+    finally:
+        model.close()
     if given.json:
         given.json.write_text(json.dumps([asdict(timed) for timed in found]), encoding="utf-8")
     print("The best:")
-    for timed in sorted((one for one in found if one.same_bits), key=lambda one: one.us)[:10]:
+    sound = [timed for timed in found if timed.same_bits and not timed.failed]
+    for timed in sorted(sound, key=lambda one: one.us)[:10]:
         print(f"{timed.us:8.1f} µs  {timed.setting}  (error {timed.error:.1e})")
 
 
