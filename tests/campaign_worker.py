@@ -2,10 +2,11 @@
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -138,19 +139,23 @@ class Stand:
         return Tally(self.row, self.lane.place, verdicts)
 
     def _verdicts(self, own: ExitStack) -> dict[str, tuple[str, str]]:
+        """The run's tests share their fixtures, as in a gate, until every check has failed."""
         checks, profile = self.row.checks, PROFILES[self.lane.profile]
         folder = Path(own.enter_context(TemporaryDirectory(prefix="run-")))
-        fixtures = {
+        fixtures: dict[str, Callable[[], Any]] = {
             "engine": lambda: self._engine(own, folder),
             "launch_engine": lambda: lambda: self._engine(own, folder),
             "long_run": lambda: LongRun.begun(self._engine(own, folder), secrets.token_hex(16)),
             "profile": lambda: profile,
         }
+        shared = {name: cache(make) for name, make in fixtures.items()}
         found: dict[str, Finding] = {}
         for test in observers_of(checks):
-            for id_, seen in observed(test, checks, fixtures).items():
+            for id_, seen in observed(test, checks, shared).items():
                 said = judged(check_of(id_), seen, profile.name)
                 found[id_] = worse(found.get(id_), said)
+            if all(id_ in found and found[id_].verdict is Verdict.FAIL for id_ in checks):
+                break
         return {id_: (one.verdict.value, one.message) for id_, one in found.items()}
 
     def _engine(self, own: ExitStack, folder: Path) -> RunningEngine:

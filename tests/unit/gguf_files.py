@@ -9,24 +9,19 @@ import gguf
 import numpy as np
 import pytest
 
-from harness.models import cache_folder
 from tests.default_model import DEFAULT_MODEL
-from tests.goldens.vocabularies import fetch
-
-CACHE = cache_folder()
-TOKENIZERS = Path(os.environ.get("HAIKUGATE_TOKENIZER_DATA", CACHE / "tokenizers"))
+from tests.goldens.vocabularies import kept
 
 
 def tokenizer_file(name: str) -> Path:
     """A file with a large vocabulary, fetched once; skips offline, never in CI."""
-    path = DEFAULT_MODEL if name == "smollm2" else TOKENIZERS / name
-    if not path.exists() and name != "smollm2":
-        try:
-            fetch(name, TOKENIZERS)
-        except LookupError as exc:
-            unavailable = pytest.fail if os.environ.get("CI") else pytest.skip
-            unavailable(f"{exc}; HAIKUGATE_TOKENIZER_DATA names a folder that has it")
-    return path
+    if name == "smollm2":
+        return DEFAULT_MODEL
+    try:
+        return kept(name)
+    except LookupError as exc:
+        unavailable = pytest.fail if os.environ.get("CI") else pytest.skip
+        unavailable(f"{exc}; HAIKUGATE_TOKENIZER_DATA names a folder that has it")
 
 
 def entry(name: bytes, shape: tuple[int, ...], type_id: int = 0, offset: int = 0) -> bytes:
