@@ -59,6 +59,7 @@ SABOTEUR_COST_S: Final[Mapping[str, float]] = {
     "no-compute": 2.0,
     "proxies-elsewhere": 3.0,
     "canned-text": 15.0,
+    "restarts-quietly": 36.0,
 }
 """Where a saboteur's run costs something else than an honest one."""
 FRESH: Final = ("G4-HAIKU", "G4-GENUINE-MEMORY", "G4-GENUINE-MODELFILE", *PACED)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,7 @@ import psutil
 
 from harness.launch import LaunchSpec, RunningEngine
 from harness.launch.process import ProcessLauncher
-from harness.observation import Finding, Verdict
+from harness.observation import Verdict
 from harness.profiles import PROFILES
 from harness.reference import reference_engine
 from harness.rescoring import Replies, replies
@@ -24,7 +23,7 @@ from suites import test_genuine, test_haiku
 from suites.long_run import LongRun
 from tests.campaign_plan import CUDA, HONEST, LOADED, RESCORE, Row
 from tests.campaign_results import Tally
-from tests.probe_run import busy_loops, check_of, command, judged, observed, observers_of, worse
+from tests.probe_run import busy_loops, command, findings
 
 READY_TIMEOUT_S = 180.0
 
@@ -139,23 +138,14 @@ class Stand:
         return Tally(self.row, self.lane.place, verdicts)
 
     def _verdicts(self, own: ExitStack) -> dict[str, tuple[str, str]]:
-        """The run's tests share their fixtures, as in a gate, until every check has failed."""
-        checks, profile = self.row.checks, PROFILES[self.lane.profile]
         folder = Path(own.enter_context(TemporaryDirectory(prefix="run-")))
         fixtures: dict[str, Callable[[], Any]] = {
             "engine": lambda: self._engine(own, folder),
             "launch_engine": lambda: lambda: self._engine(own, folder),
             "long_run": lambda: LongRun.begun(self._engine(own, folder), secrets.token_hex(16)),
-            "profile": lambda: profile,
+            "profile": lambda: PROFILES[self.lane.profile],
         }
-        shared = {name: cache(make) for name, make in fixtures.items()}
-        found: dict[str, Finding] = {}
-        for test in observers_of(checks):
-            for id_, seen in observed(test, checks, shared).items():
-                said = judged(check_of(id_), seen, profile.name)
-                found[id_] = worse(found.get(id_), said)
-            if all(id_ in found and found[id_].verdict is Verdict.FAIL for id_ in checks):
-                break
+        found = findings(self.row.checks, fixtures, self.lane.profile)
         return {id_: (one.verdict.value, one.message) for id_, one in found.items()}
 
     def _engine(self, own: ExitStack, folder: Path) -> RunningEngine:

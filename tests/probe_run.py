@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from harness.checklist import Check, load_checklists
@@ -92,8 +93,26 @@ def judged(check: Check, seen: Sequence[Observation], profile: str) -> Finding:
     return next((one for one in found if one.verdict is Verdict.PASS), found[-1])
 
 
-def worse(one: Finding | None, other: Finding) -> Finding:
-    """The worse of two tests' findings: a check holds only if all of its tests do."""
+def findings(
+    checks: Sequence[str], fixtures: Mapping[str, Callable[[], Any]], profile: str
+) -> dict[str, Finding]:
+    """What the judges say of one run of the checks' tests.
+
+    The tests share their fixtures, as in a gate, until all checks have failed: a check holds only
+    if all of its tests do, so no later one would change that.
+    """
+    shared = {name: cache(make) for name, make in fixtures.items()}
+    found: dict[str, Finding] = {}
+    for test in observers_of(checks):
+        for id_, seen in observed(test, checks, shared).items():
+            said = judged(check_of(id_), seen, profile)
+            found[id_] = _worse(found.get(id_), said)
+        if all(id_ in found and found[id_].verdict is Verdict.FAIL for id_ in checks):
+            break
+    return found
+
+
+def _worse(one: Finding | None, other: Finding) -> Finding:
     return other if one is None or worst((one.verdict, other.verdict)) != one.verdict else one
 
 

@@ -1,14 +1,17 @@
 """The campaign's plan, its file and its table; engines run only in a campaign."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from harness.checklist import load_checklists
-from harness.observation import Observation
+from harness.observation import Finding, Observation, Verdict
 from harness.saboteurs.registry import SABOTEURS
 from suites import test_genuine, test_haiku
+from tests import probe_run
 from tests.alarm_campaign import Schedule
 from tests.campaign_plan import COST_S, CPU, CUDA, FRESH, HONEST, LOADED, RESCORE, Row, rows
 from tests.campaign_results import Results, Tally, table
@@ -133,6 +136,38 @@ def test_a_run_keeps_an_observation_for_each_check() -> None:
     seen = observed(test_something, ["A", "B"], {"engine": lambda: "it"})
     facts = {"said": "it 32"}
     assert seen == {id_: [Observation(id_, "test_something", 1, {}, facts)] for id_ in "AB"}
+
+
+def asked_of(first: Verdict, second: Verdict, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a run of two tests asked for, where one judge says this of the first, that of both."""
+    asked: list[str] = []
+
+    @pytest.mark.check(CHECK)
+    def test_one(engine: str, observe: Callable[..., None]) -> None:
+        observe(verdict=first.value)
+
+    @pytest.mark.check(CHECK)
+    def test_other(engine: str, long_run: str, observe: Callable[..., None]) -> None:
+        observe(verdict=second.value)
+
+    def judge(_: object, seen: Sequence[Observation], __: str) -> Finding:
+        return Finding(Verdict(seen[0].facts["verdict"]), seen[0].test)
+
+    monkeypatch.setattr(probe_run, "observers_of", lambda _: [test_one, test_other])
+    monkeypatch.setattr(probe_run, "judged", judge)
+    fixtures = {name: partial(asked.append, name) for name in ("engine", "long_run")}
+    found = probe_run.findings([CHECK], fixtures, "cpu")
+    return [*asked, found[CHECK].verdict.value]
+
+
+def test_the_tests_of_a_run_share_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked_of(Verdict.PASS, Verdict.PASS, monkeypatch) == ["engine", "long_run", "pass"]
+    assert asked_of(Verdict.PASS, Verdict.FAIL, monkeypatch) == ["engine", "long_run", "fail"]
+    assert asked_of(Verdict.ERROR, Verdict.PASS, monkeypatch) == ["engine", "long_run", "error"]
+
+
+def test_a_run_ends_once_every_check_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked_of(Verdict.FAIL, Verdict.PASS, monkeypatch) == ["engine", "fail"]
 
 
 def test_a_campaign_finds_what_it_replaces_in_the_suites() -> None:
