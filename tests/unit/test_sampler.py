@@ -89,6 +89,23 @@ def test_top_p_is_exact_on_a_flat_vocabulary() -> None:
     assert abs(ids.size - 25_000) <= 1
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.5, 2.2, 6.0])
+@pytest.mark.parametrize("temperature", [0.001, 0.02, 0.1, 0.7, 1.0, 2.0, 50.0])
+def test_top_p_keeps_what_sorting_the_whole_vocabulary_would(
+    spread: float, temperature: float
+) -> None:
+    draw = np.random.default_rng(7)
+    for size in (2, 300, 5000):
+        logits = (draw.standard_normal(size) * spread).astype(np.float32)
+        for held in (logits, np.round(logits)):
+            sampling = SamplingParams(0, temperature=temperature, top_p=draw.uniform(0.05, 0.9999))
+            _, weights = candidates(held, SamplingParams(0, temperature=temperature))
+            order = np.lexsort((np.arange(size), -weights))
+            mass = np.cumsum(weights[order], dtype=np.float64)
+            n = np.count_nonzero(mass < sampling.top_p * weights.sum(dtype=np.float64)) + 1
+            assert candidates(held, sampling)[0].tolist() == sorted(order[:n])
+
+
 def test_equal_logits_at_the_top_k_edge_keep_lower_ids() -> None:
     ids, _ = candidates(np.zeros(10, np.float32), SamplingParams(seed=0, top_k=3))
     assert ids.tolist() == [0, 1, 2]
