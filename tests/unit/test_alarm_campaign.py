@@ -1,5 +1,6 @@
 """The campaign's plan, its file and its table; engines run only in a campaign."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -108,9 +109,13 @@ def test_a_later_campaign_goes_on_from_the_file(tmp_path: Path) -> None:
 
 def test_the_documented_table_is_that_of_what_was_counted() -> None:
     counted = Results(ROOT / "docs" / "campaign.json")
-    *lines, _, _ = table(counted).splitlines()
+    *lines, _, total = table(counted).splitlines()
     documented = (ROOT / "docs" / "qualification.md").read_text(encoding="utf-8")
     assert "\n".join(lines) in documented
+    honest, alarms, saboteurs, missed = map(int, re.findall(r"\d+", total))
+    assert (alarms, missed) == (0, 0)
+    assert f"No alarm in {honest:,} honest verdicts" in " ".join(documented.split())
+    assert f"all {saboteurs:,} runs of saboteurs caught" in " ".join(documented.split())
 
 
 @pytest.mark.parametrize(("row", "wrong"), [(PLAIN, "fail"), (CHEAT, "pass"), (CHEAT, "error")])
@@ -139,7 +144,7 @@ def test_a_run_keeps_an_observation_for_each_check() -> None:
 
 
 def asked_of(first: Verdict, second: Verdict, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What a run of two tests asked for, where one judge says this of the first, that of both."""
+    """The fixtures that a run of two tests with these findings made, and then its verdict."""
     asked: list[str] = []
 
     @pytest.mark.check(CHECK)
