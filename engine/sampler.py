@@ -52,6 +52,7 @@ _PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 _PHILOX_ROUNDS = 10
 _WORD = 0xFFFFFFFF
 _LEAST_WEIGHTS = (0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-7, -1.0)
+"""Of the largest: how light a token may be that a nucleus is looked for among; at last any."""
 
 Floats = NDArray[np.float32]
 
