@@ -68,7 +68,7 @@ struct ClusterInbox {
 template <int HD, int HEADS, int PAIRS, int WARPS, int SLOTS, int CLUSTER>
 INLINE void attention_decode(const AttentionDecodeArgs& a) {
   constexpr int CHUNKS = HD / 8, THREADS = WARPS * 32, TILE = STEP_KEYS * HD, TILES = 2 * SLOTS, SIZE = HEADS * HD, STRIDE = WARPS * CLUSTER;
-  constexpr int SHARE = (SIZE + CLUSTER - 1) / CLUSTER;
+  constexpr int SHARE = (SIZE + CLUSTER - 1) / CLUSTER, Q_ROUNDS = (SIZE + THREADS - 1) / THREADS, KV_ROUNDS = (HD + THREADS - 1) / THREADS;
   extern __shared__ __align__(128) u8 space[];  // [warp][tile][16][HD] halves, then the warps' sums
   __shared__ __align__(16) float q[HEADS][HD];
   __shared__ __align__(16) u16 newest[2][HD];
@@ -109,22 +109,35 @@ INLINE void attention_decode(const AttentionDecodeArgs& a) {
     fetch(2 * s + 1, 1);
     from = keys_of(first_step + (s + 1) * STRIDE);
   }
+  const bool has_newest = end == position + 1;
+  const u64 newest_page = has_newest ? __ldcg(a.cache.pages + position / PAGE) : 0;
   if (PAIRS != NO_ROPE)
     for (int i = thread; i < a.n_pairs; i += THREADS) rope[i] = __ldg(a.table + (u64)position * a.n_pairs + i);
   __syncthreads();
   wait_for_previous_kernel();
   release_next_kernel();
+  float2 raw_q[Q_ROUNDS], raw_k[KV_ROUNDS];  // all asked for before any is waited for
+  float raw_v[KV_ROUNDS];
 #pragma unroll
-  for (int i = thread; i < SIZE; i += THREADS) q[i / HD][i % HD] = rotated<PAIRS>(a.q + (first_head + i / HD) * HD, i % HD, rope, a.n_pairs) * a.scale;
-  if (end == position + 1)
+  for (int r = 0; r < Q_ROUNDS; r++)
+    if (const int i = thread + r * THREADS; i < SIZE) raw_q[r] = rope_pair<PAIRS>(a.q + (first_head + i / HD) * HD, i % HD, a.n_pairs);
+  if (has_newest)
 #pragma unroll
-    for (int d = thread; d < HD; d += THREADS) {
-      newest[0][d] = float_to_half(rotated<PAIRS>(a.k + kv_head * HD, d, rope, a.n_pairs));
-      newest[1][d] = float_to_half(__ldcg(a.v + kv_head * HD + d));
+    for (int r = 0; r < KV_ROUNDS; r++)
+      if (const int d = thread + r * THREADS; d < HD) raw_k[r] = rope_pair<PAIRS>(a.k + kv_head * HD, d, a.n_pairs), raw_v[r] = __ldcg(a.v + kv_head * HD + d);
+#pragma unroll
+  for (int r = 0; r < Q_ROUNDS; r++)
+    if (const int i = thread + r * THREADS; i < SIZE) q[i / HD][i % HD] = rotated<PAIRS>(raw_q[r], i % HD, rope, a.n_pairs) * a.scale;
+  if (has_newest)
+#pragma unroll
+    for (int r = 0; r < KV_ROUNDS; r++) {
+      const int d = thread + r * THREADS, place = kv_place(HD, position % PAGE, d);
+      if (d >= HD) break;
+      newest[0][d] = float_to_half(rotated<PAIRS>(raw_k[r], d, rope, a.n_pairs));
+      newest[1][d] = float_to_half(raw_v[r]);
       if (rank == 0 && blockIdx.y % a.groups == 0) {
-        const int place = kv_place(HD, position % PAGE, d);
-        kv_tile(a.cache, position, 0, kv_head)[place] = newest[0][d];
-        kv_tile(a.cache, position, 1, kv_head)[place] = newest[1][d];
+        kv_tile(a.cache, newest_page, 0, kv_head)[place] = newest[0][d];
+        kv_tile(a.cache, newest_page, 1, kv_head)[place] = newest[1][d];
       }
     }
   __syncthreads();

@@ -7,6 +7,8 @@
 //             LOGITS: out = v and the block's best (value, index)
 // A warp owns whole tiles of R rows and streams them through its own ring (stream.cuh); every block
 // stages the activation (activation.cuh) itself. Tile t goes to block t % grid, warp t / grid % WARPS.
+// Of the ring, as much is asked for before the activation as the memory brings while the kernel before
+// ends: the activation would queue behind more of it.
 // The sum of a row has one order whatever R, WARPS, SLOTS and the grid are.
 // Variants are named gemv<type of segments 0 and 1, of segment 2, K, R, WARPS, SLOTS, prologue, epilogue,
 // experts, chosen, evict first>; the launcher writes one entry for each that a model needs.
@@ -36,6 +38,7 @@ struct GemvArgs {
   int tile_end[3];           // running count of tiles after each segment
   int rows[3];
   int head_dim, window, least_keys, n_partials, router_width, real_k;
+  int early_tiles;           // of a block's ring, asked for before its activation
   float eps;
   KvAhead ahead;             // PLAIN, ADD without experts
 };
@@ -76,25 +79,26 @@ INLINE void choose_experts(const GemvArgs& a, float* scratch, int* chosen, float
   __syncwarp();
 }
 
-// Four consecutive columns of the merged attention output.
+// Four consecutive columns of the merged attention output, of at most MOST splits.
+template <int MOST>
 INLINE float4 merged_attention(const GemvArgs& a, int n_splits, int column) {
   const int head = column / a.head_dim, d = column % a.head_dim;
   const float sink = a.sinks ? __ldg(a.sinks + head) : NEGATIVE_INFINITY;
-  float2 ms[MAX_SPLITS];
-  float4 o[MAX_SPLITS], v = make_float4(0, 0, 0, 0);
+  float2 ms[MOST];
+  float4 o[MOST], v = make_float4(0, 0, 0, 0);
 #pragma unroll
-  for (int s = 0; s < MAX_SPLITS; s++)
+  for (int s = 0; s < MOST; s++)
     if (s < n_splits) {
       ms[s] = __ldcg((const float2*)a.split_sums + head * MAX_SPLITS + s);
       o[s] = __ldcg((const float4*)(a.x + (head * MAX_SPLITS + s) * a.head_dim + d));
     }
   float best = sink;
 #pragma unroll
-  for (int s = 0; s < MAX_SPLITS; s++)
+  for (int s = 0; s < MOST; s++)
     if (s < n_splits) best = fmaxf(best, ms[s].x);
   float total = a.sinks ? __expf(sink - best) : 0.f;
 #pragma unroll
-  for (int s = 0; s < MAX_SPLITS; s++)
+  for (int s = 0; s < MOST; s++)
     if (s < n_splits) {
       const float e = __expf(ms[s].x - best);
       total += e * ms[s].y;
@@ -147,12 +151,13 @@ INLINE void gemv(const GemvArgs& a) {
       stream.fetch(s, (segment == 0 ? a.weights[0] : segment == 1 ? a.weights[1] : a.weights[2]) + (u64)(t - base) * bytes, bytes, valid);
     }
   };
-  auto fill_ring = [&]() {
+  auto fill_ring = [&](bool early) {
 #pragma unroll
-    for (int s = 0; s < SLOTS; s++) fetch(first + s * stride, s);
+    for (int s = 0; s < SLOTS; s++)
+      if ((s * WARPS + w < a.early_tiles) == early) fetch(first + s * stride, s);
   };
   if constexpr (PROLOGUE == EXPERT_OUT_PRO) choose_experts<WARPS, CHOSEN>(a, scratch, chosen, routing);
-  if (PROLOGUE != EXPERT_IN) fill_ring();
+  if (PROLOGUE != EXPERT_IN) fill_ring(true);
   float4 gain[ITEMS];  // norm weights never change: fetched before the wait
   if (NORMED)
 #pragma unroll
@@ -175,7 +180,7 @@ INLINE void gemv(const GemvArgs& a) {
     const int t = threadIdx.x + i * THREADS;
     v[i] = make_float4(0, 0, 0, 0);
     if (4 * t < REAL_K) {
-      if (PROLOGUE == ATTENTION) v[i] = merged_attention(a, n_splits, 4 * t);
+      if (PROLOGUE == ATTENTION) v[i] = n_splits <= 2 ? merged_attention<2>(a, n_splits, 4 * t) : merged_attention<MAX_SPLITS>(a, n_splits, 4 * t);
       else v[i] = __ldcg((const float4*)(a.x + (u64)slot * REAL_K) + t);
       if (PROLOGUE == NORM && CHOSEN > 0 && a.pending)
 #pragma unroll
@@ -187,8 +192,9 @@ INLINE void gemv(const GemvArgs& a) {
   }
   if constexpr (PROLOGUE == EXPERT_IN) {
     choose_experts<WARPS, CHOSEN>(a, scratch, chosen, routing);
-    fill_ring();
+    fill_ring(true);
   }
+  fill_ring(false);  // behind the activation's loads
   float squares = 0, factor = 1.f;
 #pragma unroll
   for (int i = 0; i < ITEMS; i++) {

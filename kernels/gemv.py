@@ -17,6 +17,7 @@ GemvEpilogue = Literal["STORE", "ADD", "ADD_ROUTE", "SILU", "CLAMPED", "EXPERT_O
 MERGED_SPLITS = 8
 ROUTER_LANES = 32
 _MAX_WARPS = 24
+_EARLY_SHARE = 3
 _TILE_TARGET_BYTES = 4096
 _MOST_AHEAD_CHUNKS = 26 << 8
 
@@ -43,7 +44,7 @@ class GemvArguments(ctypes.Structure):
         *fields(U64, "expert_bytes"),
         ("tile_end", INT * 3),
         ("rows", INT * 3),
-        *fields(INT, "head_dim window least_keys n_partials router_width real_k"),
+        *fields(INT, "head_dim window least_keys n_partials router_width real_k early_tiles"),
         *fields(FLOAT, "eps"),
         ("ahead", KvAheadStructure),
     ]
@@ -54,7 +55,8 @@ class GemvTuning:
     """Rows a tile, warps a block, ring slots a warp.
 
     `least_shared_bytes` over half of a multiprocessor's keeps two blocks of one launch off it;
-    `evict_first` keeps L2 for keys and activations instead of weights.
+    `evict_first` keeps L2 for keys and activations instead of weights; `early_tiles` of the ring
+    are asked for before the activation (None: all).
     """
 
     tile_rows: int
@@ -62,29 +64,30 @@ class GemvTuning:
     slots: int
     least_shared_bytes: int = 0
     evict_first: bool = False
+    early_tiles: int | None = None
 
 
 TUNED_SHARED_BYTES = 227 << 10
 _OVER_HALF = 116 << 10
 TUNED = {
-    ("Q5_0", 1152, 896): GemvTuning(2, 8, 1, _OVER_HALF),
-    ("Q8_0", 1152, 896): GemvTuning(2, 8, 1, _OVER_HALF),
+    ("Q5_0", 1152, 896): GemvTuning(2, 18, 1, _OVER_HALF, early_tiles=5),
+    ("Q8_0", 1152, 896): GemvTuning(2, 18, 1, _OVER_HALF, early_tiles=5),
     ("Q5_0", 896, 896): GemvTuning(2, 10, 1, _OVER_HALF),
-    ("Q5_0", 9728, 896): GemvTuning(4, 20, 1, _OVER_HALF),
-    ("Q4_K", 896, 4864): GemvTuning(1, 16, 1),
-    ("Q6_K", 896, 4864): GemvTuning(1, 20, 1),
-    ("Q8_0", 151936, 896): GemvTuning(4, 16, 1),
-    ("Q5_K", 9216, 3072): GemvTuning(2, 12, 2, _OVER_HALF, evict_first=True),
-    ("Q4_K", 3072, 3072): GemvTuning(4, 24, 1, _OVER_HALF, evict_first=True),
-    ("Q4_K", 16384, 3072): GemvTuning(4, 16, 1, _OVER_HALF, evict_first=True),
-    ("Q4_K", 3072, 8192): GemvTuning(1, 24, 1, evict_first=True),
-    ("Q6_K", 3072, 8192): GemvTuning(1, 24, 1, _OVER_HALF, evict_first=True),
-    ("Q6_K", 32064, 3072): GemvTuning(2, 16, 1, _OVER_HALF, evict_first=True),
-    ("Q8_0", 5120, 2880): GemvTuning(4, 14, 1, evict_first=True),
+    ("Q5_0", 9728, 896): GemvTuning(4, 20, 1, early_tiles=6),
+    ("Q4_K", 896, 4864): GemvTuning(1, 16, 1, early_tiles=0),
+    ("Q6_K", 896, 4864): GemvTuning(1, 20, 1, early_tiles=2),
+    ("Q8_0", 151936, 896): GemvTuning(4, 10, 1, _OVER_HALF, early_tiles=3),
+    ("Q5_K", 9216, 3072): GemvTuning(2, 12, 2, _OVER_HALF, evict_first=True, early_tiles=7),
+    ("Q4_K", 3072, 3072): GemvTuning(4, 24, 1, _OVER_HALF, evict_first=True, early_tiles=3),
+    ("Q4_K", 16384, 3072): GemvTuning(4, 8, 2, evict_first=True, early_tiles=6),
+    ("Q4_K", 3072, 8192): GemvTuning(1, 24, 1, evict_first=True, early_tiles=9),
+    ("Q6_K", 3072, 8192): GemvTuning(1, 24, 1, _OVER_HALF, evict_first=True, early_tiles=12),
+    ("Q6_K", 32064, 3072): GemvTuning(2, 24, 1, _OVER_HALF, evict_first=True, early_tiles=7),
+    ("Q8_0", 5120, 2880): GemvTuning(4, 12, 1, _OVER_HALF, evict_first=True, early_tiles=4),
     ("Q8_0", 2880, 4096): GemvTuning(2, 20, 1, _OVER_HALF, evict_first=True),
-    ("MXFP4", 23040, 2880): GemvTuning(2, 16, 2, _OVER_HALF, evict_first=True),
-    ("MXFP4", 11520, 2880): GemvTuning(2, 16, 2, evict_first=True),
-    ("Q8_0", 201088, 2880): GemvTuning(1, 24, 2, _OVER_HALF, evict_first=True),
+    ("MXFP4", 23040, 2880): GemvTuning(4, 16, 1, _OVER_HALF, evict_first=True),
+    ("MXFP4", 11520, 2880): GemvTuning(4, 12, 1, evict_first=True, early_tiles=4),
+    ("Q8_0", 201088, 2880): GemvTuning(1, 16, 1, _OVER_HALF, evict_first=True, early_tiles=4),
 }
 """Best of a random search over whole decode steps on an H200, by (type, rows of a launch, k)."""
 
@@ -133,7 +136,7 @@ def choose_tuning(
     if warps < 4 <= tiles_a_block:
         warps = max(1, min(4, budget // slot))
     slots = max(1, min(rings // warps, -(-tiles_a_block // warps), 4))
-    return GemvTuning(tile_rows, warps, slots)
+    return GemvTuning(tile_rows, warps, slots, early_tiles=-(-warps * slots // _EARLY_SHARE))
 
 
 @dataclass(frozen=True)
@@ -309,7 +312,10 @@ class Gemv:
         return Kernel("gemv.cu", entry, code)
 
     def _arguments(self) -> GemvArguments:
-        a = GemvArguments(x=self.x.pointer, real_k=self.matrix.k)
+        early_tiles = self.tuning.early_tiles
+        if early_tiles is None:
+            early_tiles = self.tuning.warps * self.tuning.slots
+        a = GemvArguments(x=self.x.pointer, real_k=self.matrix.k, early_tiles=early_tiles)
         end = 0
         for i in range(3):
             if i < len(self.segments):

@@ -47,14 +47,19 @@ INLINE void bring_ahead(const KvAhead& a) {
 
 enum { NO_ROPE, ADJACENT, HALF };
 
-// Element d of a head after RoPE; row points at the head's head_dim floats; table[i] = (cos, sin) of pair i.
+// Element d of a head and the one that RoPE turns with it; row points at the head's head_dim floats.
 template <int PAIRS>
-INLINE float rotated(const float* row, int d, const float2* table, int n_pairs) {
-  const float x = __ldcg(row + d);
-  if (PAIRS == NO_ROPE || d >= 2 * n_pairs) return x;
-  const bool first = PAIRS == ADJACENT ? !(d & 1) : d < n_pairs;
-  const int pair = PAIRS == ADJACENT ? d >> 1 : first ? d : d - n_pairs;
-  const float other = __ldcg(row + (PAIRS == ADJACENT ? d ^ 1 : first ? d + n_pairs : d - n_pairs));
-  const float2 cs = table[pair];
-  return first ? x * cs.x - other * cs.y : x * cs.x + other * cs.y;
+INLINE float2 rope_pair(const float* row, int d, int n_pairs) {
+  const int other = PAIRS == NO_ROPE || d >= 2 * n_pairs ? d : PAIRS == ADJACENT ? d ^ 1 : d < n_pairs ? d + n_pairs : d - n_pairs;
+  return make_float2(__ldcg(row + d), __ldcg(row + other));
 }
+// Element d after RoPE; table[i] = (cos, sin) of pair i.
+template <int PAIRS>
+INLINE float rotated(float2 v, int d, const float2* table, int n_pairs) {
+  if (PAIRS == NO_ROPE || d >= 2 * n_pairs) return v.x;
+  const bool first = PAIRS == ADJACENT ? !(d & 1) : d < n_pairs;
+  const float2 cs = table[PAIRS == ADJACENT ? d >> 1 : first ? d : d - n_pairs];
+  return first ? v.x * cs.x - v.y * cs.y : v.x * cs.x + v.y * cs.y;
+}
+template <int PAIRS>
+INLINE float rotated(const float* row, int d, const float2* table, int n_pairs) { return rotated<PAIRS>(rope_pair<PAIRS>(row, d, n_pairs), d, table, n_pairs); }

@@ -110,7 +110,7 @@ class Linears:
         out, array = arena.poisoned((1, rows))
         spec = Gemv(
             (Segment(matrix, out, arena.put(bias)),), arena.put(x), "NORM", "STORE",
-            GemvTuning(1, 8, 2), norm=NormInput(arena.put(gain), EPS),
+            GemvTuning(1, 8, 2, early_tiles=3), norm=NormInput(arena.put(gain), EPS),
         )  # fmt: skip
         x64 = x.astype(np.float64)
         normed = x64 / np.sqrt((x64**2).mean() + EPS) * gain
@@ -123,7 +123,7 @@ class Linears:
         matrix = arena.packed(self.context, name, [raw], (rows, k, 2))
         x, start = self._normals(1, k), self._normals(1, rows)
         out, array = arena.poisoned((1, rows))
-        tuning = GemvTuning(2, 16, 1)
+        tuning = GemvTuning(2, 16, 1, early_tiles=0)
         spec = Gemv((Segment(matrix, out),), arena.put(x), "PLAIN", "ADD", tuning)
         want = Output(array, start + x.astype(np.float64) @ dequantized(name, raw).T, start)
         return Measurement("GEMV", f"{name} {rows}x{k}", (name, "add"), spec.launch, (want,))

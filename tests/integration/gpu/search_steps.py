@@ -37,6 +37,7 @@ ROUNDS = 3
 WARPS = (4, 6, 7, 8, 9, 11, 12, 14, 16)
 LEAST_KEYS = (32, 64, 128, 256, 528, 1040, 1056)
 LEAST_SHARED_BYTES = (0, 114 << 10, 116 << 10)
+EARLY_SHARES = (0.0, 0.15, 0.3, 0.45, 0.6, 1.0)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Setting:
             t = self.attention.tuning
             parts.append(f"{t.warps}x{t.slots} of {t.cluster}, {self.attention.least_keys} keys")
         parts += [f"{a} {n}x{k}: {t.warps}x{t.slots} {t.least_shared_bytes >> 10}K"
-                  for (a, n, k), t in self.linears.items()]  # fmt: skip
+                  f" early {t.early_tiles}" for (a, n, k), t in self.linears.items()]  # fmt: skip
         return "; ".join(parts) or "the tables"
 
 
@@ -173,17 +174,18 @@ def drawn(
     if draw.random() < 0.6:
         tuning = DecodeTuning(draw.choice(WARPS), draw.choice((1, 2, 3)), draw.choice((1, 2, 4, 8)))
         attention = Splitting(now.most, draw.choice(LEAST_KEYS), tuning)
-    changed = {
-        key: replace(
-            tuned,
-            warps=draw.randrange(8, 25, 2),
-            slots=draw.choice((1, 1, 2)),
-            least_shared_bytes=draw.choice(LEAST_SHARED_BYTES),
-        )
-        for key, tuned in linears.items()
-        if draw.random() < 0.4
-    }
+    changed = {key: retuned(draw, tuned) for key, tuned in linears.items() if draw.random() < 0.4}
     return Setting(draw.choice(sources), attention, changed)
+
+
+def retuned(draw: random.Random, tuned: GemvTuning) -> GemvTuning:
+    """A linear's tuning drawn anew, its tiles as they are packed."""
+    warps, slots = draw.randrange(8, 25, 2), draw.choice((1, 1, 2))
+    early_tiles = int(warps * slots * draw.choice(EARLY_SHARES))
+    shared = draw.choice(LEAST_SHARED_BYTES)
+    return replace(
+        tuned, warps=warps, slots=slots, least_shared_bytes=shared, early_tiles=early_tiles
+    )
 
 
 def search(

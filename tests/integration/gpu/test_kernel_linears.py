@@ -50,8 +50,9 @@ def test_embedding_is_the_dequantized_row(
 
 @pytest.mark.parametrize("type_name", list(BLOCK_FORMATS))
 @pytest.mark.parametrize(("rows", "k", "tuning"), [
-    (301, 2880, GemvTuning(1, 8, 2)),
-    (1153, 896, GemvTuning(2, 16, 1)),
+    (301, 2880, GemvTuning(1, 8, 2, early_tiles=3)),
+    (301, 2880, GemvTuning(1, 8, 2, early_tiles=11)),
+    (1153, 896, GemvTuning(2, 16, 1, early_tiles=0)),
     (2002, 512, GemvTuning(4, 12, 2)),
 ])  # fmt: skip
 def test_gemv_equals_float64(
@@ -118,7 +119,7 @@ def test_gated_gemv_and_gemm_join_alternate_rows(context, epilogue, act) -> None
     assert relative_error(half_array, want) < 2 * GEMM_BOUND
 
 
-def test_keys_brought_ahead_and_spared_l2_change_no_bit(context: KernelContext) -> None:
+def test_what_is_asked_early_and_spared_l2_change_no_bit(context: KernelContext) -> None:
     rng, arena, k, rows = np.random.default_rng(6), Arena(), 512, 300
     matrix = arena.packed(context, "Q4_K", [random_blocks(rng, "Q4_K", rows, k)], (rows, k, 2))
     x, shape = (
@@ -134,12 +135,14 @@ def test_keys_brought_ahead_and_spared_l2_change_no_bit(context: KernelContext) 
     for tuning, keys in (
         (GemvTuning(2, 8, 1), None),
         (GemvTuning(2, 8, 1, evict_first=True), ahead),
+        (GemvTuning(2, 12, 2, early_tiles=5), None),
     ):
         out, array = arena.poisoned((1, rows))
         array[:] = 1
         Gemv((Segment(matrix, out),), x, "PLAIN", "ADD", tuning, ahead=keys).launch(context)
         found.append(array.get())
     assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
 
 
 def test_logits_epilogue_finds_the_first_best(context: KernelContext) -> None:
