@@ -55,11 +55,20 @@ class Launch:
 
 
 class Launcher(Protocol):
-    """Where the typed launchers send their work."""
+    """Where the typed launchers send their work.
+
+    `others` are the kernels that the same launch takes for other numbers of rows.
+    """
 
     limits: DeviceLimits
 
-    def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None: ...
+    def launch(
+        self,
+        kernel: Kernel,
+        shape: LaunchShape,
+        arguments: ctypes.Structure,
+        others: tuple[Kernel, ...] = (),
+    ) -> None: ...
 
 
 @dataclass
@@ -98,7 +107,7 @@ class KernelContext:
 
     @contextmanager
     def recording(self) -> Iterator[list[Kernel]]:
-        """Collect the kernels that would be launched inside, instead of launching them."""
+        """Collect the kernels that would be launched inside, whatever the number of rows."""
         self._recorded = []
         try:
             yield self._recorded
@@ -123,10 +132,16 @@ class KernelContext:
         finally:
             self.dependent = dependent
 
-    def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None:
+    def launch(
+        self,
+        kernel: Kernel,
+        shape: LaunchShape,
+        arguments: ctypes.Structure,
+        others: tuple[Kernel, ...] = (),
+    ) -> None:
         """Queue a kernel on the stream; raises KernelLaunchError."""
         if self._recorded is not None:
-            self._recorded.append(kernel)
+            self._recorded += [kernel, *others]
             return
         dependent = self.dependent and self.limits.has_dependent_launch
         self.repeat([Launch(kernel, shape, arguments, dependent)])

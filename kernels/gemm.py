@@ -212,7 +212,8 @@ def _launch_many(
 ) -> None:
     """Launch gemm_warpgroup.cu where the device has it, gemm.cu elsewhere: the same bits."""
     rows, columns = (arguments.m, arguments.n_experts), arguments.column_blocks[2]
-    launcher.launch(*many_launch(launcher.limits, form, rows, columns), arguments)
+    kernel, shape, others = many_launch(launcher.limits, form, rows, columns)
+    launcher.launch(kernel, shape, arguments, others)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -221,10 +222,11 @@ def many_launch(
     form: tuple[str, GemmEpilogue, Grouping],
     rows: tuple[int, int],
     columns: int,
-) -> tuple[Kernel, LaunchShape]:
-    """Kernel and grid of a type, epilogue and grouping; a block takes a part of the rows.
+) -> tuple[Kernel, LaunchShape, tuple[Kernel, ...]]:
+    """Kernel and grid of a type, epilogue and grouping, and the kernels of other numbers of rows.
 
-    `rows`: rows of x, experts they are of (0: dense); `columns`: blocks of 128 columns.
+    `rows`: rows of x, experts they are of (0: dense); `columns`: blocks of 128 columns. A
+    block takes a part of the rows.
     """
     m, n_experts = rows
 
@@ -234,11 +236,12 @@ def many_launch(
     if has_warpgroups(limits):
         tile = best_tile(limits, tuple(parts(tile.tokens) for tile in TILES), columns)
         shape = LaunchShape((parts(tile.tokens), columns), tile.threads, SHARED_BYTES)
-        return warpgroup_kernel(form, tile), shape
+        return warpgroup_kernel(form, tile), shape, tuple(warpgroup_kernel(form, t) for t in TILES)
     is_short = 2 * m <= _FEW_ROWS * n_experts if n_experts else m <= 2 * _FEW_ROWS
     block_rows = _FEW_ROWS if is_short else _MANY_ROWS
     shape = LaunchShape((parts(block_rows), columns), 256, _SHARED_BYTES[block_rows])
-    return GemmVariant(*form, block_rows).kernel, shape
+    others = tuple(GemmVariant(*form, n).kernel for n in _SHARED_BYTES)
+    return GemmVariant(*form, block_rows).kernel, shape, others
 
 
 def _launch_few(

@@ -46,12 +46,8 @@ class ForwardPass:
     def queue_every_kernel(self) -> None:
         """Launch each kernel that any chunk needs once; for a context that records."""
         space, steps = self.workspace, self.model.distinct_body()
-        for rows, executor in (
-            (1, self._few_executor),
-            (1, self._executor),
-            (space.chunk_tokens, self._executor),
-        ):
-            chunk = Chunk(rows, space.ids.rows(0, rows), space.position, space.pages)
+        chunk = Chunk(1, space.ids.rows(0, 1), space.position, space.pages)
+        for executor in (self._few_executor, self._executor):
             for bound in steps:
                 executor.run(bound, chunk)
         self._run_head(1)

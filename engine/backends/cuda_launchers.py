@@ -44,7 +44,13 @@ class _Counter:
     limits: DeviceLimits = field(default_factory=lambda: DeviceLimits("sm_90", 132, 232448))
     launched: int = 0
 
-    def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None:
+    def launch(
+        self,
+        kernel: Kernel,
+        shape: LaunchShape,
+        arguments: ctypes.Structure,
+        others: tuple[Kernel, ...] = (),
+    ) -> None:
         self.launched += 1
 
 

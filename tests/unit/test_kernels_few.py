@@ -27,7 +27,13 @@ class Recorder:
     limits: DeviceLimits = H200
     launched: list[tuple[str, LaunchShape, GemmArguments]] = field(default_factory=list)
 
-    def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None:
+    def launch(
+        self,
+        kernel: Kernel,
+        shape: LaunchShape,
+        arguments: ctypes.Structure,
+        others: tuple[Kernel, ...] = (),
+    ) -> None:
         assert isinstance(arguments, GemmArguments)
         self.launched.append((kernel.entry, shape, arguments))
 

@@ -4,8 +4,8 @@ import pytest
 
 from kernels.arrays import DeviceArray
 from kernels.compile import compile_unit
-from kernels.context import DeviceLimits
-from kernels.gemm import GemmOutput, GroupedGemm, gemm, grouped_gemm
+from kernels.context import DeviceLimits, KernelContext
+from kernels.gemm import GemmOutput, GroupedGemm, gemm, grouped_gemm, many_launch
 from kernels.gemm_warpgroup import SHARED_BYTES, TILES, best_tile, has_warpgroups, warpgroup_kernel
 from kernels.matrix import PackedMatrix
 from kernels.moe import Routing
@@ -40,6 +40,19 @@ def test_every_token_and_column_has_a_block(m: int, rows: tuple[int, ...]) -> No
     assert shape.grid == (-(-m // tile.tokens), columns)
     assert (shape.block, shape.shared_bytes) == (tile.threads, SHARED_BYTES)
     assert arguments.column_blocks[2] == columns
+
+
+@pytest.mark.parametrize("limits", [H200, A100])
+@pytest.mark.parametrize("n", [3072, 16384])
+def test_one_number_of_rows_compiles_what_any_other_takes(limits: DeviceLimits, n: int) -> None:
+    context = KernelContext(limits)
+    output = GemmOutput(weights("Q4_K", n, 512), DeviceArray(4096, "f32", (1, n)))
+    with context.recording() as compiled:
+        gemm(context, DeviceArray(4096, "f16", (1, 512)), (output,), few=False)
+    form, columns = ("Q4_K", "STORE", "DENSE"), -(-n // 128)
+    taken = {many_launch(limits, form, (m, 0), columns)[0] for m in range(1, 4097)}
+    assert taken <= set(compiled)
+    assert len(taken) > 1
 
 
 @pytest.mark.parametrize("n_tokens", [64, 4096])
