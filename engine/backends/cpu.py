@@ -113,7 +113,8 @@ class CpuRuntime:
         tensors = [file.tensors[name] for name in names]
         self._weights.load(tensors, vectors, self.n_threads, progress)
         self._lower()
-        self._require_memory(self._weights.nbytes, self._workspace_bytes)
+        self._weights_bytes = self._weights.nbytes
+        self._require_memory(self._weights_bytes, self._workspace_bytes)
         self._pool = PagePool(self._page_bytes, PAGE_POSITIONS, self._kv_capacity(options))
         self._state = np.zeros(STATE_WORDS, np.int64)
         self._ids = np.zeros(CHUNK_TOKENS, np.int64)
@@ -152,14 +153,14 @@ class CpuRuntime:
         pages = -(-self.context_length // PAGE_POSITIONS)
         capacity = options.kv_cache_mb * MEBIBYTE or 2 * pages * self._page_bytes
         if self._limit_bytes:
-            left = self._limit_bytes - self._weights.nbytes - self._workspace_bytes
+            left = self._limit_bytes - self._weights_bytes - self._workspace_bytes
             capacity = min(capacity, left)
         return capacity
 
     def memory(self) -> MemoryReport:
         """Bytes held now."""
         return MemoryReport(
-            weights_bytes=self._weights.nbytes,
+            weights_bytes=self._weights_bytes,
             kv_bytes=self._pool.used_bytes,
             workspace_bytes=self._workspace_bytes,
             limit_bytes=self._limit_bytes,
@@ -291,4 +292,4 @@ class CpuRuntime:
             self._closed = True
             self._team.close()
             self._pool.close()
-            self._weights = Weights()
+            self._weights, self._weights_bytes = Weights(), 0
