@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from engine.backends.cuda_decode import DecodeBuilder
+from engine.backends.cuda_decode import DecodeBuilder, Handover
 from engine.backends.cuda_model import Bound, BoundExperts, BoundGated, BoundLinear
 from kernels.context import KernelContext, Launch
 
@@ -27,10 +26,10 @@ class KeptLaunch:
 
 @dataclass(frozen=True)
 class KeptStep:
-    """A step's launches, and all that the builder knew after it."""
+    """A step's launches, and what it and those before it left for later ones."""
 
     launches: list[KeptLaunch]
-    builder: dict[str, Any]
+    left: Handover
 
 
 @dataclass
@@ -52,7 +51,7 @@ class BucketBuilder(DecodeBuilder):
         self._once(bound, lambda: super(BucketBuilder, self)._experts(bound))
 
     def _linear(self, bound: BoundLinear, following: Bound | None) -> None:
-        if bound.step.x.buffer in self._split:
+        if bound.step.x.buffer in self.left.split:
             super()._linear(bound, following)
         else:
             self._once(bound, lambda: super(BucketBuilder, self)._linear(bound, following))
@@ -64,16 +63,8 @@ class BucketBuilder(DecodeBuilder):
             first = len(self.launches)
             build()
             launches = [KeptLaunch(self.context, launch) for launch in self.launches[first:]]
-            step = KeptStep(launches, self._known())
+            step = KeptStep(launches, self.left.copy())
             self.kept[id(bound)] = step
             del self.launches[first:]
         self.launches += step.launches
-        vars(self).update(_copied(step.builder))
-
-    def _known(self) -> dict[str, Any]:
-        return _copied({name: value for name, value in vars(self).items() if name[0] == "_"})
-
-
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """The state with dicts and lists of its own."""
-    return {k: v.copy() if isinstance(v, dict | list) else v for k, v in state.items()}
+        self.left = step.left.copy()

@@ -45,6 +45,22 @@ _MAX_CHOSEN = 8
 
 
 @dataclass
+class Handover:
+    """What the steps built so far leave for later ones: the last linear and, by buffer, sums to do.
+
+    `pending` f32[chosen, width] of experts; `split`: attention's parts and how they are merged.
+    """
+
+    last: Gemv | None = None
+    pending: dict[int, DeviceArray] = field(default_factory=dict)
+    split: dict[int, tuple[DeviceArray, SplitInput]] = field(default_factory=dict)
+
+    def copy(self) -> "Handover":
+        """The same, unchanged by what this one becomes."""
+        return Handover(self.last, dict(self.pending), dict(self.split))
+
+
+@dataclass
 class DecodeBuilder:
     """Writes the launches of one decode step into a list, in order."""
 
@@ -57,11 +73,8 @@ class DecodeBuilder:
     best: tuple[DeviceArray, DeviceArray]
     shared: dict[str, DeviceArray]
     launches: list[Callable[[], None]] = field(default_factory=list)
-    _last: Gemv | None = None
+    left: Handover = field(default_factory=Handover)
     _coming: BoundAttention | None = None
-    _pending: dict[int, DeviceArray] = field(default_factory=dict)
-    _split: dict[int, SplitInput] = field(default_factory=dict)
-    _partial: dict[int, DeviceArray] = field(default_factory=dict)
 
     def array(self, name: str, shape: tuple[int, ...], dtype: str = "f32") -> DeviceArray:
         """Workspace that all layers and buckets share by name and shape."""
@@ -94,7 +107,7 @@ class DecodeBuilder:
 
     def _flush(self, value: Value) -> None:
         """Add what a mixture of experts left pending, for a reader that cannot do it itself."""
-        pending = self._pending.pop(value.buffer, None)
+        pending = self.left.pending.pop(value.buffer, None)
         if pending is not None:
             x, chosen = self._x(value), pending.shape[0]
             self.launches.append(
@@ -117,7 +130,7 @@ class DecodeBuilder:
         self.launches.append(lambda: executor.run(bound, self.chunk))
 
     def _gemv(self, spec: Gemv) -> None:
-        self._last = spec
+        self.left.last = spec
         self.launches.append(lambda: spec.launch(self.context))
 
     def _linear(self, bound: BoundLinear, following: Bound | None) -> None:
@@ -130,7 +143,7 @@ class DecodeBuilder:
         norm = (
             NormInput(bound.norm_weight, step.norm.eps) if step.norm and bound.norm_weight else None
         )
-        pending = self._pending.get(step.x.buffer) if norm else None
+        pending = self.left.pending.get(step.x.buffer) if norm else None
         rows = sum(matrix.rows for matrix in bound.matrices)
         self._gemv(
             Gemv(
@@ -152,15 +165,15 @@ class DecodeBuilder:
         assert residual is not None
         if step.norm:
             raise InternalError("a normalised linear with a residual sum")
-        pending = self._pending.pop(residual.buffer, None)
-        split = self._split.pop(step.x.buffer, None)
+        pending = self.left.pending.pop(residual.buffer, None)
+        partial, split = self.left.split.pop(step.x.buffer, (None, None))
         routed = self._routes(following, residual)
         epilogue: GemvEpilogue = "ADD_ROUTE" if routed else "ADD"
         chosen = pending.shape[0] if pending else 0
         self._gemv(
             Gemv(
                 (Segment(matrix, self._x(residual), bound.biases[0]),),
-                self._partial.pop(step.x.buffer) if split else self._x(step.x),
+                partial or self._x(step.x),
                 "ATTENTION" if split else "PLAIN",
                 epilogue,
                 choose_tuning(self.context.limits, (matrix,), matrix.rows, matrix.k),
@@ -233,11 +246,11 @@ class DecodeBuilder:
             lambda: attention_decode(self.context, x, splits, layer, n_splits, how.tuning)
         )
         if merged_by_reader:
-            self._partial[op.out.buffer] = splits.out
-            self._split[op.out.buffer] = SplitInput(
+            merging = SplitInput(
                 splits.sums, self.chunk.position, shape.head_dim, shape.window, how.least_keys,
                 bound.sinks,
             )  # fmt: skip
+            self.left.split[op.out.buffer] = splits.out, merging
         else:
             out = self._x(op.out)
             self.launches.append(lambda: attention_merge(self.context, splits, out, layer))
@@ -274,11 +287,11 @@ class DecodeBuilder:
                 choice=choice, chosen=op.top_k,
             )
         )  # fmt: skip
-        self._pending[residual.buffer] = pending
+        self.left.pending[residual.buffer] = pending
 
     def _routed_before(self, bound: BoundExperts) -> bool:
         """Whether the launch before computed this router's partial logits."""
-        last = self._last
+        last = self.left.last
         return last is not None and last.router is not None and last.router is bound.folded_router
 
 
