@@ -32,11 +32,15 @@ class DeviceLimits:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One entry of one source; `code` defines it where it is a template variant."""
+    """One entry of one source; `code` defines it where it is a template variant.
+
+    `others` are what the same launch takes for other numbers of rows.
+    """
 
     source: str
     entry: str
     code: str = ""
+    others: "tuple[Kernel, ...]" = field(default=(), compare=False)
 
     @property
     def unit(self) -> Unit:
@@ -55,20 +59,11 @@ class Launch:
 
 
 class Launcher(Protocol):
-    """Where the typed launchers send their work.
-
-    `others` are the kernels that the same launch takes for other numbers of rows.
-    """
+    """Where the typed launchers send their work."""
 
     limits: DeviceLimits
 
-    def launch(
-        self,
-        kernel: Kernel,
-        shape: LaunchShape,
-        arguments: ctypes.Structure,
-        others: tuple[Kernel, ...] = (),
-    ) -> None: ...
+    def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None: ...
 
 
 @dataclass
@@ -132,16 +127,10 @@ class KernelContext:
         finally:
             self.dependent = dependent
 
-    def launch(
-        self,
-        kernel: Kernel,
-        shape: LaunchShape,
-        arguments: ctypes.Structure,
-        others: tuple[Kernel, ...] = (),
-    ) -> None:
+    def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None:
         """Queue a kernel on the stream; raises KernelLaunchError."""
         if self._recorded is not None:
-            self._recorded += [kernel, *others]
+            self._recorded += [kernel, *kernel.others]
             return
         dependent = self.dependent and self.limits.has_dependent_launch
         self.repeat([Launch(kernel, shape, arguments, dependent)])

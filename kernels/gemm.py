@@ -1,7 +1,7 @@
 """Launchers of gemm.cu and its kin: linears over a chunk of tokens."""
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -212,8 +212,7 @@ def _launch_many(
 ) -> None:
     """Launch gemm_warpgroup.cu where the device has it, gemm.cu elsewhere: the same bits."""
     rows, columns = (arguments.m, arguments.n_experts), arguments.column_blocks[2]
-    kernel, shape, others = many_launch(launcher.limits, form, rows, columns)
-    launcher.launch(kernel, shape, arguments, others)
+    launcher.launch(*many_launch(launcher.limits, form, rows, columns), arguments)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -222,11 +221,10 @@ def many_launch(
     form: tuple[str, GemmEpilogue, Grouping],
     rows: tuple[int, int],
     columns: int,
-) -> tuple[Kernel, LaunchShape, tuple[Kernel, ...]]:
-    """Kernel and grid of a type, epilogue and grouping, and the kernels of other numbers of rows.
+) -> tuple[Kernel, LaunchShape]:
+    """Kernel and grid of a type, epilogue and grouping; a block takes a part of the rows.
 
-    `rows`: rows of x, experts they are of (0: dense); `columns`: blocks of 128 columns. A
-    block takes a part of the rows.
+    `rows`: rows of x, experts they are of (0: dense); `columns`: blocks of 128 columns.
     """
     m, n_experts = rows
 
@@ -236,12 +234,13 @@ def many_launch(
     if has_warpgroups(limits):
         tile = best_tile(limits, tuple(parts(tile.tokens) for tile in TILES), columns)
         shape = LaunchShape((parts(tile.tokens), columns), tile.threads, SHARED_BYTES)
-        return warpgroup_kernel(form, tile), shape, tuple(warpgroup_kernel(form, t) for t in TILES)
+        others = tuple(warpgroup_kernel(form, each) for each in TILES)
+        return replace(warpgroup_kernel(form, tile), others=others), shape
     is_short = 2 * m <= _FEW_ROWS * n_experts if n_experts else m <= 2 * _FEW_ROWS
     block_rows = _FEW_ROWS if is_short else _MANY_ROWS
     shape = LaunchShape((parts(block_rows), columns), 256, _SHARED_BYTES[block_rows])
-    others = tuple(GemmVariant(*form, n).kernel for n in _SHARED_BYTES)
-    return GemmVariant(*form, block_rows).kernel, shape, others
+    others = tuple(GemmVariant(*form, each).kernel for each in _SHARED_BYTES)
+    return replace(GemmVariant(*form, block_rows).kernel, others=others), shape
 
 
 def _launch_few(

@@ -19,13 +19,7 @@ class Recorder:
     limits: DeviceLimits = field(default_factory=lambda: DeviceLimits("sm_90", 132, 232448))
     launched: list[tuple[Kernel, LaunchShape]] = field(default_factory=list)
 
-    def launch(
-        self,
-        kernel: Kernel,
-        shape: LaunchShape,
-        arguments: ctypes.Structure,
-        others: tuple[Kernel, ...] = (),
-    ) -> None:
+    def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None:
         self.launched.append((kernel, shape))
 
 

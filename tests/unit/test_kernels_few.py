@@ -27,13 +27,7 @@ class Recorder:
     limits: DeviceLimits = H200
     launched: list[tuple[str, LaunchShape, GemmArguments]] = field(default_factory=list)
 
-    def launch(
-        self,
-        kernel: Kernel,
-        shape: LaunchShape,
-        arguments: ctypes.Structure,
-        others: tuple[Kernel, ...] = (),
-    ) -> None:
+    def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None:
         assert isinstance(arguments, GemmArguments)
         self.launched.append((kernel.entry, shape, arguments))
 
