@@ -15,6 +15,7 @@ import pytest
 from harness.challenge import Challenge, opening, paragraph
 from harness.clients.http import told_ids
 from harness.clients.native import NativeClient
+from harness.judges.genuine_work import comparable
 from harness.judges.stream import Stream, read_or_nothing
 from harness.launch import LaunchEngine, RunningEngine
 from harness.manifest import digest_file
@@ -140,10 +141,17 @@ def test_clones_are_each_computed(engine: RunningEngine, nonce: str, observe: Ob
         alike = (request["max_tokens"],) * 2
         clones += _together(engine, [request] * GROUP)
         others += _together(engine, [greedy(draw, alike) for _ in range(GROUP)])
-    tokens = max_tokens(draw, (88, LONGEST))
-    hot = {"prompt": opening(draw), "max_tokens": tokens, "temperature": draw.choice((1.1, 1.2))}
-    unseeded = _together(engine, [hot] * GROUP)
+    unseeded: list[Exchange] = []
+    for _ in range(PAIRS):
+        if comparable(unseeded[-GROUP:]):
+            break
+        unseeded += _together(engine, [_hot_without_seed(draw)] * GROUP)
     observe(clones=clones, others=others, unseeded=unseeded, group_size=GROUP)
+
+
+def _hot_without_seed(draw: random.Random) -> Request:
+    tokens = max_tokens(draw, (88, LONGEST))
+    return {"prompt": opening(draw), "max_tokens": tokens, "temperature": draw.choice((1.1, 1.2))}
 
 
 def _together(engine: RunningEngine, requests: Sequence[Request]) -> list[Exchange]:

@@ -76,14 +76,21 @@ def groups(each_ms: float, of: int = 3) -> list[Exchange]:
     return [timed(each_ms * (1 + i % of), gap_ms=0) for i in range(PAIRS * of)]
 
 
-def coalesced(clone_ms: float, ids: Sequence[int] = (1, 2, 3)) -> Finding:
-    unseeded = [run(["a"], at_ms=i, ids=[token]) for i, token in enumerate(ids)]
+def group_of(*texts: str, at_ms: float = 0, **sent: Any) -> list[Exchange]:
+    hot = {"seed": None, "temperature": 1.1, "started": {"seed": 7}, **sent}
+    return [run([text], at_ms=at_ms + i, **hot) for i, text in enumerate(texts)]
+
+
+LONG = ("a" * 80, "b" * 80, "c" * 80)
+
+
+def coalesced(clone_ms: float, unseeded: Sequence[Exchange] = ()) -> Finding:
     return judged(
         "COALESCE",
         {"p_value": 0.001, "ratio": 0.6},
         clones=groups(clone_ms),
         others=groups(50),
-        unseeded=unseeded,
+        unseeded=[*(unseeded or group_of(*LONG))],
         group_size=3,
     )
 
@@ -91,7 +98,24 @@ def coalesced(clone_ms: float, ids: Sequence[int] = (1, 2, 3)) -> Finding:
 def test_coalescing() -> None:
     assert coalesced(50).verdict == Verdict.PASS
     fails(coalesced(16), "computed only once")
-    fails(coalesced(50, ids=[1, 2, 1]), "without a seed got the same answer")
+    copied = group_of(LONG[0], LONG[1], LONG[0])
+    fails(coalesced(50, copied), "without a seed got the same answer")
+    fails(coalesced(50, [*group_of(*LONG), *copied]), "without a seed got the same answer")
+
+
+def test_short_answers_may_be_the_same_by_chance() -> None:
+    at_once = group_of("", "", "")
+    assert coalesced(50, [*at_once, *group_of(*LONG, at_ms=9)]).verdict == Verdict.PASS
+    assert coalesced(50, group_of("", *LONG[:2])).verdict == Verdict.PASS
+    for told_nothing in (at_once, group_of(LONG[0], "", "b" * 79)):
+        found = coalesced(50, told_nothing)
+        assert (found.verdict, "long enough" in found.message) == (Verdict.ERROR, True)
+
+
+@pytest.mark.parametrize("sent", [{"seed": 3}, {"temperature": 0.0}])
+def test_clones_are_hot_and_without_a_seed(sent: dict[str, Any]) -> None:
+    found = coalesced(50, group_of(*LONG, **sent))
+    assert (found.verdict, "without a seed were wanted" in found.message) == (Verdict.ERROR, True)
 
 
 def shaped(long_first_ms: float, **more: Any) -> Finding:
