@@ -71,6 +71,7 @@ def _assemble() -> None:
     from harness.calibrate_command import calibrate
     from harness.certify import certify, option_lines
     from harness.doctor import doctor
+    from harness.fleet_command import EXAMPLE, fleet
     from harness.gate_commands import app as gates
     from harness.run_command import run
     from harness.selftest_command import selftest
@@ -80,6 +81,7 @@ def _assemble() -> None:
     shown = (bundle_commands.verify, bundle_commands.report)
     for command in (*shown, run, selftest, calibrate, doctor):
         app.command()(command)
+    app.command(epilog=EXAMPLE)(fleet)
     app.add_typer(model_commands.app, name="models")
     app.add_typer(key_commands.app, name="keys")
     app.add_typer(engines, name="engines")

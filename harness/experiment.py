@@ -7,10 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harness.errors import UsageError
 from harness.pseudonyms import without_home
 
 SCHEMA_VERSION = "2.0"
@@ -62,23 +60,6 @@ class ExperimentConfig(_Frozen):
         canonical = without_home(self.model_dump(mode="json", exclude={"output_dir"}))
         text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @classmethod
-    def checked(cls, fields: Mapping[str, Any], where: str = "experiment") -> "ExperimentConfig":
-        """Validate fields from outside; UsageError names each wrong field in one line."""
-        try:
-            return cls.model_validate(dict(fields))
-        except ValidationError as error:
-            problems = "; ".join(_problem(found) for found in error.errors())
-            raise UsageError(f"{where}: {problems}") from None
-
-
-def _problem(found: ErrorDetails) -> str:
-    name = ".".join(map(str, found["loc"])) or "config"
-    if found["type"] == "extra_forbidden":
-        known = ", ".join(ExperimentConfig.model_fields) if len(found["loc"]) == 1 else ""
-        return f"{name}: no such field" + (f", there are {known}" if known else "")
-    return f"{name}: {found['msg']}, got {found['input']!r:.80}"
 
 
 class Latency(_Frozen):

@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.checked import checked, load_config
 from harness.energy import EnergyMeter, open_meter
 from harness.environment import environment_snapshot
 from harness.errors import UsageError
@@ -113,26 +114,13 @@ def _located(model: str) -> str:
     return model if Path(model).exists() else str(models.resolve(model))
 
 
-def load_config(path: Path) -> dict[str, Any]:
-    """The fields of a YAML config file; UsageError if it is not a mapping."""
-    import yaml
-
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"config {path}: cannot be read as YAML: {error}") from None
-    if not isinstance(fields, dict):
-        raise UsageError(f"config {path}: wanted a mapping of fields, got {type(fields).__name__}")
-    return fields
-
-
 def _resolve(
     config: str | Path | ExperimentConfig | None, fields: Mapping[str, Any]
 ) -> ExperimentConfig:
     if isinstance(config, ExperimentConfig):
-        return ExperimentConfig.checked({**config.model_dump(), **fields})
+        return checked(ExperimentConfig, {**config.model_dump(), **fields}, "experiment")
     read = load_config(Path(config)) if config is not None else {}
-    return ExperimentConfig.checked({**read, **fields}, str(config or "experiment"))
+    return checked(ExperimentConfig, {**read, **fields}, str(config or "experiment"))
 
 
 def _prompts_of(config: ExperimentConfig) -> list[str]:

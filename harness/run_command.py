@@ -35,7 +35,7 @@ def run(
     ] = None,
 ) -> None:
     """Measure throughput, latency, energy and FLOPs; write result.json and timeseries.parquet."""
-    from harness.measure import load_config
+    from harness.checked import load_config
     from harness.sweep import plan, run_sweep
 
     given = {"model": model, "backend": backend, "n_requests": n, "output_dir": output_dir}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.checked import checked
 from harness.errors import UsageError
 from harness.experiment import ExperimentConfig, ExperimentResult
 from harness.measure import read_result, run_experiment
@@ -39,7 +40,7 @@ def plan(fields: Mapping[str, Any], where: str = "sweep") -> Sweep:
         raise UsageError(f"{where}.cycles: wanted 1 to 1000, got {cycles!r}")
     combinations = list(_combinations(sweep.get("grid") or {}, where))
     configs = [
-        ExperimentConfig.checked({**common, **c}, f"{where} {c}" if c else where)
+        checked(ExperimentConfig, {**common, **c}, f"{where} {c}" if c else where)
         for c in combinations
     ]
     order = [config for _ in range(cycles) for config in configs]

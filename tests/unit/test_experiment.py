@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.checked import checked
 from harness.errors import UsageError
 from harness.experiment import ExperimentConfig
 from harness.prompts import built_in_prompts, choose, read_prompts
@@ -37,7 +38,7 @@ def test_the_hash_sees_every_measured_field() -> None:
 )
 def test_a_wrong_field_is_named_in_one_line(fields: dict[str, object], named: str) -> None:
     with pytest.raises(UsageError, match=named) as caught:
-        ExperimentConfig.checked(fields)
+        checked(ExperimentConfig, fields, "experiment")
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,122 @@
+"""A fleet's campaign as data: models × engines × gates, each combination a cell to certify."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from harness.checked import checked
+from harness.errors import UsageError
+from harness.models import find
+
+GATES: Final = (1, 2, 3, 4)
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+OF_THE_PROFILE: Final = "profile-models"
+"""The label of a cell that names no model: it certifies those of its profile."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FleetEngine(_Frozen):
+    """One engine: options of `haikugate certify` by their names, and what its node must have."""
+
+    profile: Literal["cpu", "gpu", "m0"] | None = None
+    launcher: Literal["process", "docker", "attach"] | None = None
+    engine: str | None = None
+    engine_command: str | None = None
+    engine_url: str | None = None
+    image: str | None = None
+    tokenizer: Path | None = None
+    ready_timeout: float | None = Field(default=None, gt=0)
+    workers: int = Field(default=0, ge=0)
+    cpus: int = Field(default=2, ge=1)
+    gpus: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits_its_node(self) -> Self:
+        if self.profile in ("gpu", "m0") and not self.gpus:
+            raise ValueError(f"profile {self.profile} needs gpus: 1 or more")
+        if self.tokenizer is not None and not self.tokenizer.is_absolute():
+            raise ValueError("tokenizer lies on the nodes: its path must be absolute")
+        return self
+
+    @property
+    def claimed(self) -> str:
+        """The profile, `gpu` where a GPU is asked for and none is named."""
+        return self.profile or ("gpu" if self.gpus else "cpu")
+
+    def options(self) -> list[str]:
+        """As words for `haikugate certify`."""
+        others = {"profile", "workers", "cpus", "gpus"}
+        named = self.model_dump(exclude=others, exclude_none=True)
+        given = [f"--{name.replace('_', '-')}={value}" for name, value in named.items()]
+        return [f"-n{self.workers}", f"--profile={self.claimed}", *given]
+
+
+class Campaign(_Frozen):
+    """What a campaign file says."""
+
+    engines: Mapping[str, FleetEngine] = Field(min_length=1)
+    models: tuple[str, ...] = ()
+    gates: tuple[Literal[1, 2, 3, 4], ...] = Field(default=(4,), min_length=1)
+
+
+class Cell(_Frozen):
+    """One gate of one engine with one model; without a model, those of the engine's profile."""
+
+    engine_name: str
+    engine: FleetEngine
+    model: str | None
+    gate: int
+
+    @property
+    def name(self) -> str:
+        """Unique in its campaign, and a path below the output folder."""
+        return f"{self.engine_name}/{self.model_label}/gate{self.gate}"
+
+    @property
+    def model_label(self) -> str:
+        """A registered model's name, or its file's without the suffix."""
+        return OF_THE_PROFILE if self.model is None else Path(self.model).stem
+
+    def options(self) -> list[str]:
+        """As words for `haikugate certify`."""
+        named = [] if self.model is None else [f"--model={self.model}"]
+        return [f"--gate={self.gate}", *self.engine.options(), *named]
+
+
+def cells(fields: Mapping[str, Any], where: str) -> list[Cell]:
+    """Every combination, gates innermost; raises UsageError for the first thing that is wrong."""
+    campaign = checked(Campaign, fields, where)
+    for model in campaign.models:
+        _refuse_model(model, where)
+    found = [
+        Cell(engine_name=name, engine=engine, model=model, gate=gate)
+        for name, engine in campaign.engines.items()
+        for model in campaign.models or (None,)
+        for gate in sorted(set(campaign.gates))
+    ]
+    for cell in found:
+        for label in (cell.engine_name, cell.model_label):
+            if not NAME.fullmatch(label):
+                raise UsageError(
+                    f"{where}: {label!r:.80} names a folder: wanted letters, digits, . _ -"
+                )
+    twice = [name for name, count in Counter(cell.name for cell in found).items() if count > 1]
+    if twice:
+        raise UsageError(f"{where}: two models give {twice[0]}: wanted files of different names")
+    return found
+
+
+def _refuse_model(model: str, where: str) -> None:
+    """A model is a registered name, or a file by a path that every node understands."""
+    path = Path(model)
+    if path.suffix != ".gguf" and len(path.parts) == 1:
+        find(model)
+    elif not path.is_absolute():
+        raise UsageError(f"{where}: model {model} lies on the nodes: its path must be absolute")
