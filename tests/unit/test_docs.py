@@ -80,7 +80,16 @@ def test_a_shown_command_works(page: str, command: str, tmp_path: Path) -> None:
     arguments = [str(tmp_path / "my-key.pem") if a == "my-key.pem" else a for a in arguments]
     if arguments[:2] == ["keys", "show"]:
         _run("haikugate", ["keys", "generate", arguments[2], "--no-passphrase"], tmp_path)
+    for arg in arguments:
+        if arg.endswith(".yaml"):
+            (tmp_path / arg).write_text(_yaml_before(page, command))
     _run(name, arguments, ROOT if name == "pytest" else tmp_path)
+
+
+def _yaml_before(page: str, command: str) -> str:
+    """The last YAML that the page shows before the command."""
+    text = (ROOT / "docs" / page).read_text().partition(command)[0]
+    return re.findall(r"^```yaml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[-1]
 
 
 def _run(name: str, arguments: list[str], where: Path) -> None:
