@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -13,6 +14,7 @@ from harness.errors import HaikugateError, UsageError
 from harness.fleet import Ended, Failed
 
 POLL_S: Final = 1.0
+CONNECT_S: Final = 10.0
 QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 """Nothing is told to Ray's makers; a task without GPUs sees none."""
 
@@ -31,10 +33,11 @@ class RayCluster:
         except ImportError:
             raise UsageError("fleet: needs Ray: pip install 'haikugate[fleet]'") from None
         self._ray: Any = ray
+        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
         try:
+            _require_listener(where)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = address or os.environ.get("RAY_ADDRESS") or "this machine"
             raise UsageError(f"fleet: no Ray cluster at {where}: {error}") from None
 
     def run(self, asked: Sequence[tuple[Cell, str]]) -> Iterator[Ended]:
@@ -84,6 +87,13 @@ class RayCluster:
         if tasks:
             self._ray.wait(list(tasks), num_returns=len(tasks), timeout=ORDERLY_S)
         self._ray.shutdown()
+
+
+def _require_listener(where: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = where.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
 
 
 def _no_node(cell: Cell) -> str:

@@ -159,6 +159,14 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
         campaign_rows(tmp_path, Machines(lambda: Failed("")))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "127.0.0.1:99999"])
+def test_no_cluster_is_one_line(tmp_path: Path, address: str) -> None:
+    running = fleet(tmp_path, CAMPAIGN, "--address", address)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 2
+    assert f"haikugate: fleet: no Ray cluster at {address}: " in errors.splitlines()[-1]
+
+
 CAMPAIGN = """
 engines:
   broken: {engine_command: "false"}
@@ -169,10 +177,10 @@ gates: [1]
 """
 
 
-def fleet(folder: Path, campaign: str) -> "subprocess.Popen[str]":
+def fleet(folder: Path, campaign: str, *more: str) -> "subprocess.Popen[str]":
     pytest.importorskip("ray", reason="Ray is not installed: extra fleet")
     (folder / "c.yaml").write_text(campaign)
-    command = (sys.executable, "-m", "harness.cli", "fleet", "c.yaml", "--output", "out")
+    command = (sys.executable, "-m", "harness.cli", "fleet", "c.yaml", "--output", "out", *more)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HAIKUGATE_RUN", "RAY_"))}
     return subprocess.Popen(
         command, cwd=folder, env=kept, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
