@@ -4,15 +4,19 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.checked import checked
 from harness.errors import UsageError
 from harness.models import find
+from harness.under_test import EngineOptions, EngineUnderTest, default_launcher
 
-GATES: Final = (1, 2, 3, 4)
+Count = Annotated[int, Field(strict=True, ge=1)]
+CountOrNone = Annotated[int, Field(strict=True, ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Gate = Annotated[int, Field(strict=True, ge=1, le=4)]
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 OF_THE_PROFILE: Final = "profile-models"
 """The label of a cell that names no model: it certifies those of its profile."""
@@ -27,15 +31,15 @@ class FleetEngine(_Frozen):
 
     profile: Literal["cpu", "gpu", "m0"] | None = None
     launcher: Literal["process", "docker", "attach"] | None = None
-    engine: str | None = None
-    engine_command: str | None = None
-    engine_url: str | None = None
-    image: str | None = None
+    engine: Text | None = None
+    engine_command: Text | None = None
+    engine_url: Text | None = None
+    image: Text | None = None
     tokenizer: Path | None = None
-    ready_timeout: float | None = Field(default=None, gt=0)
-    workers: int = Field(default=0, ge=0)
-    cpus: int = Field(default=2, ge=1)
-    gpus: int = Field(default=0, ge=0)
+    ready_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    workers: CountOrNone = 0
+    cpus: Count = 2
+    gpus: CountOrNone = 0
 
     @model_validator(mode="after")
     def _fits_its_node(self) -> Self:
@@ -50,6 +54,20 @@ class FleetEngine(_Frozen):
         """The profile, `gpu` where a GPU is asked for and none is named."""
         return self.profile or ("gpu" if self.gpus else "cpu")
 
+    def under_test(self) -> EngineUnderTest:
+        """The engine as a gate run knows it; raises UsageError for fields that do not fit."""
+        url, image = self.engine_url or "", self.image or ""
+        options = EngineOptions(
+            profile=self.claimed,
+            launcher=self.launcher or default_launcher(url, image),
+            kind=self.engine or "native",
+            command=self.engine_command or "",
+            url=url,
+            image=image,
+            models=(),
+        )
+        return EngineUnderTest(options)
+
     def options(self) -> list[str]:
         """As words for `haikugate certify`."""
         others = {"profile", "workers", "cpus", "gpus"}
@@ -62,8 +80,8 @@ class Campaign(_Frozen):
     """What a campaign file says."""
 
     engines: Mapping[str, FleetEngine] = Field(min_length=1)
-    models: tuple[str, ...] = ()
-    gates: tuple[Literal[1, 2, 3, 4], ...] = Field(default=(4,), min_length=1)
+    models: list[Text] = []
+    gates: list[Gate] = Field(default=[4], min_length=1)
 
 
 class Cell(_Frozen):
@@ -82,7 +100,9 @@ class Cell(_Frozen):
     @property
     def model_label(self) -> str:
         """A registered model's name, or its file's without the suffix."""
-        return OF_THE_PROFILE if self.model is None else Path(self.model).stem
+        if self.model is None:
+            return OF_THE_PROFILE
+        return Path(self.model).stem if _is_path(self.model) else find(self.model).name
 
     def options(self) -> list[str]:
         """As words for `haikugate certify`."""
@@ -101,6 +121,17 @@ def cells(fields: Mapping[str, Any], where: str) -> list[Cell]:
         for model in campaign.models or (None,)
         for gate in sorted(set(campaign.gates))
     ]
+    for name, engine in campaign.engines.items():
+        try:
+            engine.under_test()
+        except UsageError as error:
+            raise UsageError(f"{where}: engines.{name}: {error}") from None
+    _refuse_names(found, where)
+    return found
+
+
+def _refuse_names(found: list[Cell], where: str) -> None:
+    """Raises UsageError for a cell whose name is no folder of its own."""
     for cell in found:
         for label in (cell.engine_name, cell.model_label):
             if not NAME.fullmatch(label):
@@ -109,14 +140,16 @@ def cells(fields: Mapping[str, Any], where: str) -> list[Cell]:
                 )
     twice = [name for name, count in Counter(cell.name for cell in found).items() if count > 1]
     if twice:
-        raise UsageError(f"{where}: two models give {twice[0]}: wanted files of different names")
-    return found
+        raise UsageError(f"{where}: {twice[0]} stands twice: wanted models of different names")
 
 
 def _refuse_model(model: str, where: str) -> None:
     """A model is a registered name, or a file by a path that every node understands."""
-    path = Path(model)
-    if path.suffix != ".gguf" and len(path.parts) == 1:
+    if not _is_path(model):
         find(model)
-    elif not path.is_absolute():
+    elif not Path(model).is_absolute():
         raise UsageError(f"{where}: model {model} lies on the nodes: its path must be absolute")
+
+
+def _is_path(model: str) -> bool:
+    return Path(model).suffix == ".gguf" or len(Path(model).parts) > 1

@@ -107,7 +107,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _environment() -> Mapping[str, str]:
-    """The node's own, without the cluster's variables and another run's name."""
+    """The node's own, without Ray's own variables and another run's name."""
     return {
         name: value
         for name, value in os.environ.items()

@@ -18,7 +18,9 @@ def load_config(path: Path) -> dict[str, Any]:
 
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UsageError(f"config {path}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"config {path}: cannot be read as YAML: {error}") from None
     if not isinstance(fields, dict):
         raise UsageError(f"config {path}: wanted a mapping of fields, got {type(fields).__name__}")

@@ -1,7 +1,7 @@
 """A fleet's campaign: cells run on other machines, each bundle verified here before it counts.
 
-A cell's nonce is drawn here, so that no bundle of another run can stand for it, and what the bundle
-says of gate, profile, engine and model must be what the cell asked for.
+What the bundle says of gate, profile, engine and model must be what the cell asked for. Its nonce
+is drawn here: no bundle of another run can stand for a certified gate 4.
 """
 
 import secrets
@@ -14,17 +14,19 @@ from typing import Any, Final, Protocol
 
 from harness.archive import SUFFIX, unpacked
 from harness.bundle_reader import BundleReader
-from harness.campaign import Cell
+from harness.campaign import NAME, Cell
 from harness.cell_run import CellRun
 from harness.errors import BundleError, HaikugateError, UsageError
-from harness.fleet_results import CERTIFIED, REFUSED, UNPROVEN, Results, Row
+from harness.fleet_results import CERTIFIED, REFUSED, UNPROVEN, Results, Row, shown
 from harness.keys import PublicKey
 from harness.models import registry
 from harness.verification import Status, Verification, VerifyOptions
 from harness.verify import verify_bundle
-from harness.visible import one_line
 
 FRESHNESS: Final = "freshness"
+CHALLENGED_GATE: Final = 4
+"""The gate that certifies nothing without an answer to a challenge made from the nonce."""
+BUNDLES: Final = "bundles"
 
 
 @dataclass(frozen=True)
@@ -65,30 +67,38 @@ def run_campaign(
     called. Raises UsageError for a folder that cannot be written.
     """
     receiver, results = Receiver(folder, public_key), Results(folder)
-    done: dict[str, Row] = {}
-
-    def take(row: Row) -> None:
-        done[row.cell] = row
-        results.write([done[cell.name] for cell in cells if cell.name in done], cells)
+    rows = dict(results.read())
+    left = []
+    for cell in cells:
+        row = receiver.again(cell, rows.pop(cell.name, None))
+        if row is None:
+            left.append((cell, secrets.token_hex(32)))
+        else:
+            rows[cell.name] = row
+            advance(row)
+    _write(results, rows, cells)
+    for ended in cluster().run(left) if left else ():
+        row = receiver.take(ended)
+        rows[row.cell] = row
+        _write(results, rows, cells)
         advance(row)
+    return [rows[cell.name] for cell in cells]
 
+
+def _write(results: Results, rows: Mapping[str, Row], cells: Sequence[Cell]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        before = results.read()
-        for row in [receiver.again(cell, before) for cell in cells]:
-            if row is not None:
-                take(row)
-        asked = [(cell, secrets.token_hex(32)) for cell in cells if cell.name not in done]
-        for ended in cluster().run(asked) if asked else ():
-            take(receiver.take(ended))
+        results.folder.mkdir(parents=True, exist_ok=True)
+        results.write(rows, cells)
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
-    return [done[cell.name] for cell in cells]
+        raise UsageError(f"{results.folder}: cannot be written: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
 class Receiver:
-    """Takes what nodes send: a bundle lands below the folder, and counts only if it holds."""
+    """Takes what nodes send: a bundle that holds lands in the folder, another archive as it came.
+
+    Whatever a node sends, it costs no more than its own cell.
+    """
 
     folder: Path
     public_key: PublicKey | None = None
@@ -96,61 +106,73 @@ class Receiver:
     def take(self, ended: Ended) -> Row:
         """The row of a cell that has ended."""
         cell, run = ended.cell, ended.outcome
-        row = Row(cell=cell.name, verdict=UNPROVEN, said="", nonce=ended.nonce, node=ended.node)
-        if isinstance(run, Failed):
-            return row.ended(UNPROVEN, one_line(run.why))
-        row = row.model_copy(update={"seconds": round(run.seconds, 1)})
-        if run.archive is None:
-            return row.ended(UNPROVEN, one_line(f"no bundle, exit {run.exit_code}: {run.said}"))
+        row = Row(
+            cell=cell.name, asked=cell.options(), nonce=ended.nonce, verdict=UNPROVEN, said=""
+        )
         try:
-            bundle = self._unpack(run.archive, cell)
-        except BundleError as error:
-            return row.ended(UNPROVEN, one_line(error))
-        return self._judged(cell, row.model_copy(update={"bundle": bundle}))
-
-    def again(self, cell: Cell, before: Mapping[str, Row]) -> Row | None:
-        """The cell's row of an earlier call, if its bundle verifies today."""
-        row = before.get(cell.name)
-        if row is None or Path(row.bundle).parent != Path(cell.name):
-            return None
-        judged = self._judged(cell, row)
-        return None if judged.verdict == UNPROVEN else judged
-
-    def _unpack(self, archive: bytes, cell: Cell) -> str:
-        place = self.folder / cell.name
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".arrived-", dir=self.folder) as folder:
-            packed = Path(folder) / f"bundle{SUFFIX}"
-            packed.write_bytes(archive)
-            with unpacked(packed) as opened:
-                name = opened.name
-                if (place / name).exists():
-                    raise BundleError(f"{cell.name}/{name}: came twice")
-                shutil.copytree(opened, Path(folder) / name)
-            (Path(folder) / name).replace(place / name)
-        return f"{cell.name}/{name}"
-
-    def _judged(self, cell: Cell, row: Row) -> Row:
-        try:
-            folder = self.folder / row.bundle
-            options = VerifyOptions(public_key=self.public_key, nonce=row.nonce)
-            _require_holds(verify_bundle(folder, options))
-            bundle = BundleReader(folder)
-            _require_asked(cell, bundle.metadata)
-            verdict = CERTIFIED if bundle.checks["certified"] else REFUSED
-            return row.ended(verdict, one_line(str(bundle.checks["verdict_line"])))
+            if isinstance(run, Failed):
+                return _with(row, said=shown(run.why))
+            row = _with(row, node=shown(ended.node), seconds=round(float(run.seconds), 1))
+            if run.archive is None:
+                return _with(row, said=shown(f"no bundle, exit {run.exit_code}: {run.said}"))
+            return self._received(cell, row, run.archive)
         except HaikugateError as error:
-            return row.ended(UNPROVEN, one_line(error))
+            return _with(row, said=shown(error))
+        except Exception as error:  # hostile input has no list of what it can raise
+            return _with(row, said=shown(f"malformed: {type(error).__name__}: {error}"))
+
+    def again(self, cell: Cell, row: Row | None) -> Row | None:
+        """The cell's row of an earlier call, if it asked the same and its bundle verifies today."""
+        if row is None or row.asked != cell.options():
+            return None
+        if Path(row.bundle).parent != Path(BUNDLES, cell.name):
+            return None
+        try:
+            return self._judged(cell, row, self.folder / row.bundle)
+        except HaikugateError:
+            return None
+
+    def _received(self, cell: Cell, row: Row, archive: bytes) -> Row:
+        place = self.folder / BUNDLES / cell.name
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".arrived-", dir=self.folder) as name:
+            packed, copy = Path(name, f"unproven{SUFFIX}"), Path(name, "copy")
+            packed.write_bytes(archive)
+            try:
+                with unpacked(packed) as opened:
+                    judged = self._judged(cell, row, opened)
+                    shutil.copytree(opened, copy)
+                copy.replace(place / opened.name)
+            except BaseException:
+                packed.replace(place / packed.name)
+                raise
+        return _with(judged, bundle=f"{BUNDLES}/{cell.name}/{opened.name}")
+
+    def _judged(self, cell: Cell, row: Row, folder: Path) -> Row:
+        """Raises BundleError for a bundle that does not hold or is about something else."""
+        options = VerifyOptions(public_key=self.public_key, nonce=row.nonce)
+        verification, bundle = verify_bundle(folder, options), BundleReader(folder)
+        certified = verification.whole and bool(bundle.checks["certified"])
+        _require_holds(verification, fresh=certified and cell.gate == CHALLENGED_GATE)
+        if not NAME.fullmatch(folder.name) or bundle.run_id != folder.name:
+            raise BundleError(f"{folder.name}: wanted a folder of the run's name {bundle.run_id}")
+        _require_asked(cell, bundle.metadata)
+        verdict = CERTIFIED if certified else REFUSED
+        return _with(row, verdict=verdict, said=shown(bundle.checks["verdict_line"]))
 
 
-def _require_holds(verification: Verification) -> None:
+def _with(row: Row, **changes: Any) -> Row:
+    return Row.model_validate({**row.model_dump(), **changes})
+
+
+def _require_holds(verification: Verification, *, fresh: bool) -> None:
     """Raises BundleError for evidence that does not hold.
 
-    A gate none of whose challenges is made from the nonce leaves freshness open, and nothing else.
+    Freshness may be open where none of the gate's challenges is made from the nonce.
     """
     for step in verification.steps:
         left = step.status == Status.NOT_CHECKED and step.name in verification.unchecked
-        if step.status == Status.FAILS or (left and step.name != FRESHNESS):
+        if step.status == Status.FAILS or (left and (fresh or step.name != FRESHNESS)):
             raise BundleError(f"the evidence does not hold: {step.name}: {step.message}")
     if not verification.recomputed:
         raise BundleError("the evidence does not hold: its verdicts were not recomputed")
@@ -158,25 +180,27 @@ def _require_holds(verification: Verification) -> None:
 
 def _require_asked(cell: Cell, metadata: Mapping[str, Any]) -> None:
     """Raises BundleError if the bundle is about something else than the cell."""
-    asked, engine = cell.engine, metadata["engine"]
-    pairs: dict[str, tuple[Any, Any]] = {
-        "gate": (cell.gate, metadata["gate"]),
-        "profile": (asked.claimed, metadata["profile"]),
-        "engine": (asked.engine or "native", engine["kind"]),
-        "image": (asked.image, engine["image"]),
-        "url": (asked.engine_url, engine["url"]),
+    engine, judging = metadata.get("engine") or {}, metadata.get("judging") or {}
+    pairs = {
+        name: (asked, engine.get(name)) for name, asked in cell.engine.under_test().asked().items()
     }
+    pairs |= {
+        "gate": (cell.gate, metadata.get("gate")),
+        "profile": (cell.engine.claimed, metadata.get("profile")),
+        "areas": ([], judging.get("areas")),
+    }
+    if cell.model is not None:
+        pairs["models"] = _models(cell.model, metadata.get("models") or [])
     for name, (wanted, got) in pairs.items():
         if wanted != got:
-            raise BundleError(f"a bundle of another {name}: wanted {wanted!r}, got {got!r}")
-    if cell.model is not None:
-        _require_model(cell.model, metadata["models"])
+            raise BundleError(
+                f"a bundle of another {name}: wanted {wanted!r:.120}, got {got!r:.120}"
+            )
 
 
-def _require_model(name: str, models: Sequence[Mapping[str, Any]]) -> None:
+def _models(asked: str, found: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
     """A registered model by its digest; of a file of the nodes only its name is known here."""
-    known = registry().get(name.lower())
-    wanted = known.sha256 if known else Path(name).name
-    got = [model["sha256" if known else "file"] for model in models]
-    if got != [wanted]:
-        raise BundleError(f"a bundle of another model: wanted {wanted}, got {got}")
+    known = registry().get(asked.lower())
+    if known is not None:
+        return [known.sha256], [model.get("sha256") for model in found]
+    return [Path(asked).name], [model.get("file") for model in found]

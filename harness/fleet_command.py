@@ -1,5 +1,6 @@
 """`haikugate fleet`: a campaign of models × engines × gates over a Ray cluster."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.console import standard_output
+from harness.visible import one_line
 
 if TYPE_CHECKING:
     from harness.campaign import Cell
@@ -79,7 +81,7 @@ def _print_plan(cells: "Sequence[Cell]") -> None:
     table = Table("cell", "CPUs", "GPUs", "haikugate certify", box=None, pad_edge=False)
     for cell in cells:
         need = str(cell.engine.cpus), str(cell.engine.gpus)
-        table.add_row(Text(cell.name), *need, Text(" ".join(cell.options())))
+        table.add_row(Text(cell.name), *need, Text(one_line(shlex.join(cell.options()))))
     standard_output().print(table)
 
 
@@ -87,5 +89,6 @@ def _print(rows: "Sequence[Row]") -> None:
     table = Table("cell", "verdict", "node", "s", "what", box=None, pad_edge=False)
     for row in rows:
         verdict = Text(row.verdict, style=STYLES[row.verdict])
-        table.add_row(Text(row.cell), verdict, row.node, f"{row.seconds:.0f}", Text(row.said))
+        seconds = f"{row.seconds:.0f}"
+        table.add_row(Text(row.cell), verdict, Text(row.node), seconds, Text(row.said))
     standard_output().print(table)

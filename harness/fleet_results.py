@@ -7,41 +7,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from harness.campaign import Cell
+from harness.checked import checked
 from harness.errors import UsageError
+from harness.visible import one_line
 
 RESULTS: Final = "fleet.json"
 TABLE: Final = "fleet.md"
 CERTIFIED: Final = "CERTIFIED"
 REFUSED: Final = "NOT CERTIFIED"
 UNPROVEN: Final = "UNPROVEN"
+SHOWN_CHARACTERS: Final = 300
+
+
+def shown(text: object) -> str:
+    """Text of others as a row has it: one line, of bounded length."""
+    return one_line(str(text)[:SHOWN_CHARACTERS])
 
 
 class Row(BaseModel):
-    """A cell's result; `bundle` is its folder below the output folder, "" if there is none."""
+    """A cell's result; `asked` are its options, `bundle` its folder, "" where none holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cell: str
+    asked: list[str]
+    nonce: str
     verdict: Literal["CERTIFIED", "NOT CERTIFIED", "UNPROVEN"]
     said: str
-    nonce: str
     node: str = ""
-    seconds: float = Field(default=0.0, ge=0)
+    seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     bundle: str = ""
-
-    def ended(self, verdict: str, said: str) -> "Row":
-        """The row with this verdict."""
-        return self.model_validate({**self.model_dump(), "verdict": verdict, "said": said})
 
 
 class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["haikugate-fleet-1"] = "haikugate-fleet-1"
-    cells: tuple[Row, ...]
+    format: Literal["haikugate-fleet-1"]
+    cells: list[Row]
 
 
 @dataclass(frozen=True)
@@ -51,20 +56,22 @@ class Results:
     folder: Path
 
     def read(self) -> Mapping[str, Row]:
-        """The rows of an earlier call by cell; raises UsageError for a file that has none."""
+        """The rows of earlier calls by cell; raises UsageError for a file that has none."""
         path = self.folder / RESULTS
         try:
-            found = _File.model_validate_json(path.read_bytes())
+            fields = json.loads(path.read_bytes())
+            if not isinstance(fields, dict):
+                raise ValueError("wanted an object")
+            found = checked(_File, fields, str(path))
         except FileNotFoundError:
             return {}
-        except (OSError, ValidationError) as error:
-            why = str(error).splitlines()[0]
-            raise UsageError(f"{path}: not a fleet's results: {why}; move it away") from None
+        except (OSError, ValueError, RecursionError, UsageError) as error:
+            raise UsageError(f"{path}: not a fleet's results: {error}; move it away") from None
         return {row.cell: row for row in found.cells}
 
-    def write(self, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
-        """All rows so far; each file whole or not at all."""
-        told = _File(cells=tuple(rows)).model_dump()
+    def write(self, rows: Mapping[str, Row], cells: Sequence[Cell]) -> None:
+        """All rows, of other campaigns too, and the table of these cells; files whole or not."""
+        told = _File(format="haikugate-fleet-1", cells=list(rows.values())).model_dump()
         self._put(RESULTS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
         self._put(TABLE, markdown(rows, cells))
 
@@ -74,20 +81,24 @@ class Results:
         written.replace(self.folder / name)
 
 
-def markdown(rows: Sequence[Row], cells: Sequence[Cell]) -> str:
+def markdown(rows: Mapping[str, Row], cells: Sequence[Cell]) -> str:
     """A table: engines and models down, gates across, each verdict a link to its report."""
-    by_cell = {row.cell: row for row in rows}
     gates = sorted({cell.gate for cell in cells})
     lines: dict[tuple[str, str], dict[int, str]] = {}
     for cell in cells:
         verdicts = lines.setdefault((cell.engine_name, cell.model_label), {})
-        verdicts[cell.gate] = _linked(by_cell.get(cell.name))
+        verdicts[cell.gate] = _linked(rows.get(cell.name))
     table = [
         _line("engine", "model", *(f"gate {gate}" for gate in gates)),
         _line(*("---" for _ in ("engine", "model", *gates))),
         *(_line(*names, *(found[gate] for gate in gates)) for names, found in lines.items()),
     ]
-    why = [f"- {row.cell}: `{row.said.replace('`', chr(39))}`" for row in rows if not row.bundle]
+    unproven = [rows[cell.name] for cell in cells if cell.name in rows]
+    why = [
+        f"- {row.cell}: `{row.said.replace('`', chr(39))}`"
+        for row in unproven
+        if row.verdict == UNPROVEN
+    ]
     return "\n".join(["# Fleet", "", *table, "", *why, ""])
 
 

@@ -13,7 +13,13 @@ from harness.errors import UsageError
 from harness.gates import JudgeContext
 from harness.keys import Signer, read_private_key, read_public_key, signer_from_environment
 from harness.session import GateSession, Nonce
-from harness.under_test import DEFAULT_MODEL, READY_TIMEOUT_S, EngineOptions, EngineUnderTest
+from harness.under_test import (
+    DEFAULT_MODEL,
+    READY_TIMEOUT_S,
+    EngineOptions,
+    EngineUnderTest,
+    default_launcher,
+)
 
 
 def option(config: pytest.Config, name: str) -> Any:
@@ -34,7 +40,7 @@ def engine_options(config: pytest.Config) -> EngineOptions:
     """What the command line says about the engine."""
     profile = option(config, "profile") or default_profile()
     url, image = option(config, "engine_url"), option(config, "image")
-    launcher = option(config, "launcher") or ("attach" if url else "docker" if image else "process")
+    launcher = option(config, "launcher") or default_launcher(url, image)
     models = option(config, "model") or models_of(profile)
     return EngineOptions(
         profile=profile,

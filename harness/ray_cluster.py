@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from harness.campaign import Cell
 from harness.cell_run import ORDERLY_S, CellRun, run_cell
-from harness.errors import HaikugateError, UsageError
+from harness.errors import HaikugateError, LaunchError, UsageError
 from harness.fleet import Ended, Failed
 
 POLL_S: Final = 1.0
 CONNECT_S: Final = 10.0
-QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
-"""Nothing is told to Ray's makers; a task without GPUs sees none."""
+QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0"}
+"""Nothing is told to Ray's makers."""
 
 
 def _on_node(options: Sequence[str], model: str | None, nonce: str) -> tuple[str, CellRun]:
@@ -36,23 +36,31 @@ class RayCluster:
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
         try:
             _require_listener(where)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address or None, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise UsageError(f"fleet: no Ray cluster at {where}: {error}") from None
 
     def run(self, asked: Sequence[tuple[Cell, str]]) -> Iterator[Ended]:
-        """Run every cell with its nonce; each as it ends. On any way out, what runs is ended."""
+        """Run every cell with its nonce; each as it ends. On any way out, what runs is ended.
+
+        A cell that no node has room for, or has any more, fails. Raises LaunchError if the cluster
+        itself is gone.
+        """
         waiting: dict[Any, tuple[Cell, str]] = {}
         try:
             for cell, nonce in asked:
-                if self._fits(cell):
-                    waiting[self._submit(cell, nonce)] = (cell, nonce)
-                else:
-                    yield Ended(cell, nonce, "", Failed(_no_node(cell)))
+                waiting[self._submit(cell, nonce)] = (cell, nonce)
             while waiting:
-                done, _ = self._ray.wait(list(waiting), timeout=POLL_S)
+                for task, (cell, nonce) in list(waiting.items()):
+                    if not self._fits(cell):
+                        self._ray.cancel(task)
+                        del waiting[task]
+                        yield Ended(cell, nonce, "", Failed(_no_node(cell)))
+                done, _ = self._ray.wait(list(waiting), timeout=POLL_S) if waiting else ([], [])
                 for task in done:
                     yield self._ended(task, *waiting.pop(task))
+        except self._ray.exceptions.RayError as error:
+            raise LaunchError(f"fleet: the Ray cluster is gone: {error}") from None
         finally:
             self._end(list(waiting))
 
@@ -93,7 +101,7 @@ def _require_listener(where: str) -> None:
     """Raises OSError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = where.rpartition(":")
     if port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), CONNECT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
 
 
 def _no_node(cell: Cell) -> str:

@@ -57,6 +57,11 @@ class EngineOptions:
         return () if PROFILES[self.profile].device_args else None
 
 
+def default_launcher(url: str, image: str) -> str:
+    """What brings up an engine of which only this is said."""
+    return "attach" if url else "docker" if image else "process"
+
+
 def refuse_conflicts(options: EngineOptions) -> None:
     """Raises UsageError for options that do not go together."""
     given = {"attach": options.url, "docker": options.image, "process": options.command}
@@ -167,8 +172,8 @@ class EngineUnderTest:
             replace(spec, args=(*spec.args, *args), env={**spec.env, **(env or {})})
         )
 
-    def identity(self) -> dict[str, Json]:
-        """What really ran: kind, launcher, command, and the digest of its files or image."""
+    def asked(self) -> dict[str, Json]:
+        """What the options name, as a bundle shows it: the same on every machine."""
         options = self.options
         return {
             "kind": options.kind,
@@ -177,6 +182,12 @@ class EngineUnderTest:
             "command": without_secrets([_without_machine(part) for part in self.command]),
             "url": options.url or None,
             "image": options.image or None,
+        }
+
+    def identity(self) -> dict[str, Json]:
+        """What really ran: what was asked for, and the digest of its files or image."""
+        return {
+            **self.asked(),
             "sealed": getattr(self.launcher, "sealed", False),
             "digest": self._digest(),
         }

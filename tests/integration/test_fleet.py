@@ -10,17 +10,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 import pytest
 
+from harness.archive import pack, unpacked
 from harness.campaign import Cell, cells
 from harness.cell_run import CellRun, run_cell
-from harness.errors import UsageError
-from harness.fleet import Ended, Failed, Receiver, run_campaign
+from harness.errors import BundleError, UsageError
+from harness.fleet import FRESHNESS, Ended, Failed, Receiver, _require_holds, run_campaign
 from harness.fleet_results import CERTIFIED, REFUSED, RESULTS, TABLE, UNPROVEN, Row
 from harness.keys import ephemeral_signer
+from harness.verification import Status, Taken, Verification
 
 NONCE = "0123456789abcdef" * 4
 MODEL = "smollm2-135m-instruct"
@@ -51,7 +54,7 @@ def test_a_bundle_that_holds_is_the_verdict(refused: CellRun, tmp_path: Path) ->
     assert (row.verdict, row.node) == (REFUSED, "a node")
     assert row.said.startswith("NOT CERTIFIED: 0 of ")
     assert (tmp_path / row.bundle / "report.html").is_file()
-    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bundles"]
 
 
 def edited(run: CellRun, old: bytes, new: bytes) -> CellRun:
@@ -61,6 +64,16 @@ def edited(run: CellRun, old: bytes, new: bytes) -> CellRun:
     return replace(run, archive=lzma.compress(unpacked.replace(old, new)))
 
 
+def renamed(run: CellRun, name: str) -> CellRun:
+    """The same files in a folder of another name."""
+    with TemporaryDirectory() as folder:
+        archive = Path(folder) / "bundle.tar.xz"
+        archive.write_bytes(run.archive or b"")
+        with unpacked(archive) as bundle:
+            pack(bundle.rename(bundle.parent / name), archive)
+        return replace(run, archive=archive.read_bytes())
+
+
 TAMPERED: dict[str, tuple[Callable[[CellRun], CellRun], str]] = {
     "edited": (
         lambda run: edited(run, b'"certified": false', b'"certified": true '),
@@ -68,6 +81,11 @@ TAMPERED: dict[str, tuple[Callable[[CellRun], CellRun], str]] = {
     ),
     "cut": (lambda run: replace(run, archive=(run.archive or b"")[:5000]), "not an archive"),
     "empty": (lambda run: replace(run, archive=b""), "not an archive"),
+    "text for bytes": (lambda run: replace(run, archive="x"), "malformed: TypeError"),
+    "no seconds": (lambda run: replace(run, seconds=None), "malformed: TypeError"),
+    "endless": (lambda run: replace(run, seconds=float("inf")), "malformed: ValidationError"),
+    "another folder": (lambda run: renamed(run, "x) | [CERTIFIED](y"), "of the run's name"),
+    "the archive's own name": (lambda run: renamed(run, "unproven.tar.xz"), "of the run's name"),
     "none": (
         lambda run: replace(run, archive=None, exit_code=2, said="certify: no such model"),
         "no bundle, exit 2: certify: no such model",
@@ -79,7 +97,16 @@ TAMPERED: dict[str, tuple[Callable[[CellRun], CellRun], str]] = {
 def test_what_does_not_hold_is_unproven(refused: CellRun, tmp_path: Path, how: str) -> None:
     tamper, says = TAMPERED[how]
     row = taken(tmp_path, tamper(refused))
-    assert (row.verdict, says in row.said) == (UNPROVEN, True), row
+    assert (row.verdict, row.bundle, says in row.said) == (UNPROVEN, "", True), row
+    assert not list(tmp_path.rglob("report.html")), "what does not hold is not shown as a report"
+
+
+@pytest.mark.parametrize("node", [None, 3, "[/red]\x1b[2J\udc80" + "x" * 1000])
+def test_a_node_names_itself_harmlessly(refused: CellRun, tmp_path: Path, node: Any) -> None:
+    row = Receiver(tmp_path).take(Ended(cell(), NONCE, node, refused))
+    assert row.verdict == REFUSED
+    assert row.node.isprintable()
+    assert len(row.node) < 400
 
 
 def test_another_run_cannot_stand_for_a_cell(refused: CellRun, tmp_path: Path) -> None:
@@ -89,10 +116,12 @@ def test_another_run_cannot_stand_for_a_cell(refused: CellRun, tmp_path: Path) -
 
 OTHERS = {
     "gate": cell().model_copy(update={"gate": 2}),
-    "engine": cell(engine="openai"),
-    "url": cell(engine_url="http://127.0.0.1:9"),
+    "kind": cell(engine="openai"),
+    "launcher": cell(launcher="docker", image="an-image", engine_command=None),
+    "command": cell(engine_command="true"),
+    "ours": cell(engine_command=None),
     "profile": cell(profile="gpu", gpus=1),
-    "model": cell().model_copy(update={"model": "/models/other.gguf"}),
+    "models": cell().model_copy(update={"model": "/models/other.gguf"}),
 }
 
 
@@ -101,7 +130,13 @@ def test_a_bundle_of_something_else_is_unproven(
     refused: CellRun, tmp_path: Path, name: str
 ) -> None:
     row = taken(tmp_path, refused, OTHERS[name])
-    assert (row.verdict, f"a bundle of another {name}" in row.said) == (UNPROVEN, True), row
+    assert (row.verdict, "a bundle of another " in row.said) == (UNPROVEN, True), row
+
+
+def test_a_model_that_no_node_has_is_told(tmp_path: Path) -> None:
+    asked = cell().model_copy(update={"model": "/models/none.gguf"})
+    row = taken(tmp_path, run_cell(asked.options(), asked.model, NONCE), asked)
+    assert (row.verdict, "wanted ['none.gguf'], got [None]" in row.said) == (UNPROVEN, True), row
 
 
 def test_a_bundle_must_have_the_trusted_key(refused: CellRun, tmp_path: Path) -> None:
@@ -111,7 +146,18 @@ def test_a_bundle_must_have_the_trusted_key(refused: CellRun, tmp_path: Path) ->
 
 def test_a_bundle_comes_once(refused: CellRun, tmp_path: Path) -> None:
     assert taken(tmp_path, refused).verdict == REFUSED
-    assert "came twice" in taken(tmp_path, refused).said
+    assert taken(tmp_path, refused).verdict == UNPROVEN
+
+
+def test_only_where_no_challenge_is_made_freshness_may_be_open() -> None:
+    judged = Taken(5, "verdicts", Status.HOLDS, "")
+    open_ = Taken(8, FRESHNESS, Status.NOT_CHECKED, "no challenge was made from it")
+    found = Verification("", "", (judged, open_))
+    _require_holds(found, fresh=False)
+    with pytest.raises(BundleError, match="no challenge was made"):
+        _require_holds(found, fresh=True)
+    with pytest.raises(BundleError, match="not recomputed"):
+        _require_holds(Verification("", "", ()), fresh=False)
 
 
 class Machines:
@@ -148,6 +194,11 @@ def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert failing.asked[0][1] != real.asked[0][1], "each call draws its nonces"
     (again,) = campaign_rows(tmp_path, unused)
     assert (again.verdict, unused.asked) == (REFUSED, [])
+    other = cell(ready_timeout=60)
+    (changed,) = run_campaign([other], tmp_path, None, lambda: unused, lambda row: None)
+    assert changed.said == "not to be asked", "other options are another question"
+    assert [row.verdict for row in campaign_rows(tmp_path, real)] == [REFUSED]
+    (again,) = campaign_rows(tmp_path, unused)
     report = tmp_path / again.bundle / "report.md"
     report.write_bytes(report.read_bytes().replace(b"NOT CERTIFIED", b"CERTIFIED", 1))
     assert [row.said for row in campaign_rows(tmp_path, unused)] == ["not to be asked"]
@@ -171,7 +222,7 @@ CAMPAIGN = """
 engines:
   broken: {engine_command: "false"}
   far: {engine_command: "false", gpus: 4096}
-  contradictory: {engine_command: "false", launcher: attach}
+  voiceless: {engine_command: "false", tokenizer: /nowhere/tokenizer.json}
 models: [smollm2-135m-instruct]
 gates: [1]
 """
@@ -197,10 +248,11 @@ def test_a_campaign_on_a_ray_cluster(tmp_path: Path) -> None:
     }
     assert rows["broken"]["verdict"] == REFUSED, errors
     assert "no node has 2 CPUs and 4096 GPUs" in rows["far"]["said"]
-    assert "launcher attach needs --engine-url" in rows["contradictory"]["said"]
+    assert "exit 2: " in rows["voiceless"]["said"]
+    assert "/nowhere/tokenizer.json: no such file" in rows["voiceless"]["said"]
     assert all(row["cell"] in said for row in rows.values())
     assert CERTIFIED not in said.replace(REFUSED, "")
-    assert "[NOT CERTIFIED](broken/" in (tmp_path / "out" / TABLE).read_text()
+    assert "[NOT CERTIFIED](bundles/broken/" in (tmp_path / "out" / TABLE).read_text()
 
 
 def test_ctrl_c_ends_what_runs_on_the_nodes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from harness.campaign import cells
 from harness.errors import UsageError
+from harness.models import registry
 from harness.plugin import OPTIONS
 from harness.profiles import PROFILES
 
@@ -56,6 +57,12 @@ def test_without_models_a_cell_is_about_those_of_its_profile() -> None:
     assert cell.options() == ["--gate=4", "-n0", "--profile=m0"]
 
 
+@pytest.mark.parametrize("model", registry())
+def test_a_registered_model_keeps_its_whole_name(model: str) -> None:
+    (cell,) = cells({"engines": {"ours": {}}, "models": [model]}, "c.yaml")
+    assert cell.name == f"ours/{model}/gate4"
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_is_one_of_a_campaign(profile: str) -> None:
     (cell,) = cells({"engines": {"ours": {"profile": profile, "gpus": 1}}}, "c.yaml")
@@ -70,6 +77,15 @@ ENGINES: dict[str, Any] = {"engines": {"ours": {}}}
     [
         ({}, "engines: Field required"),
         ({"engines": {}}, "engines: Dictionary should have at least 1 item"),
+        ({"engines": {"ours": {"cpus": True}}}, "engines.ours.cpus: Input should be a valid int"),
+        ({"engines": {"ours": {"image": ""}}}, "engines.ours.image"),
+        ({"engines": {"ours": {"ready_timeout": float("inf")}}}, "engines.ours.ready_timeout"),
+        ({"engines": {"ours": {"engine": "soap"}}}, "engines.ours: --engine: wanted one of"),
+        ({"engines": {"a": {"launcher": "attach"}}}, "launcher attach needs --engine-url URL"),
+        ({**ENGINES, "models": DEFAULT}, "models: Input should be a valid list"),
+        ({**ENGINES, "models": [DEFAULT, DEFAULT.upper()]}, f"ours/{DEFAULT}/gate4 stands twice"),
+        ({**ENGINES, "gates": [True]}, "gates.0"),
+        ({**ENGINES, "gates": ["1"]}, "gates.0: Input should be a valid int"),
         ({**ENGINES, "colour": 1}, "colour: no such field, there are engines, models, gates"),
         ({"engines": {"ours": {"threads": 2}}}, "engines.ours.threads: no such field"),
         ({"engines": {"ours": {"profile": "gpu"}}}, "profile gpu needs gpus: 1 or more"),
@@ -81,7 +97,7 @@ ENGINES: dict[str, Any] = {"engines": {"ours": {}}}
         ({**ENGINES, "models": ["gpt-5"]}, "model 'gpt-5': wanted a path that exists or one of"),
         ({**ENGINES, "models": ["models/a.gguf"]}, "its path must be absolute"),
         ({**ENGINES, "models": ["/m/a b.gguf"]}, "'a b' names a folder"),
-        ({**ENGINES, "models": ["/m/a.gguf", "/n/a.gguf"]}, "two models give ours/a/gate4"),
+        ({**ENGINES, "models": ["/m/a.gguf", "/n/a.gguf"]}, "ours/a/gate4 stands twice"),
     ],
 )
 def test_a_wrong_field_is_named_in_one_line(fields: dict[str, Any], says: str) -> None:

@@ -6,35 +6,51 @@ import pytest
 
 from harness.campaign import cells
 from harness.errors import UsageError
-from harness.fleet_results import CERTIFIED, RESULTS, TABLE, UNPROVEN, Results, Row
+from harness.fleet_results import CERTIFIED, RESULTS, TABLE, UNPROVEN, Results, Row, shown
 
 CELLS = cells(
     {"engines": {"a": {}, "b": {}}, "models": ["smollm2-135m-instruct"], "gates": [1, 4]}, "c.yaml"
 )
 
 
-def row(index: int, verdict: str, bundle: str = "") -> Row:
-    blank = Row(cell=CELLS[index].name, verdict=UNPROVEN, said="", nonce="00", bundle=bundle)
-    return blank.ended(verdict, "a `node` ended")
+def rows(**verdicts: tuple[int, str]) -> dict[str, Row]:
+    found = {}
+    for bundle, (index, verdict) in verdicts.items():
+        cell = CELLS[index]
+        held = "" if verdict == UNPROVEN else f"bundles/{cell.name}/{bundle}"
+        found[cell.name] = Row(
+            cell=cell.name,
+            asked=cell.options(),
+            nonce="00",
+            verdict=verdict,
+            said="a `node` ended",
+            bundle=held,
+        )
+    return found
 
 
 def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    rows = [row(0, CERTIFIED, f"{CELLS[0].name}/run"), row(3, UNPROVEN)]
-    Results(tmp_path).write(rows, CELLS)
-    assert list(Results(tmp_path).read().values()) == rows
+    told = rows(first=(0, CERTIFIED), second=(3, UNPROVEN))
+    Results(tmp_path).write(told, CELLS[:1])
+    assert Results(tmp_path).read() == told, "those of another campaign stay"
     assert {path.name for path in tmp_path.iterdir()} == {RESULTS, TABLE}
 
 
 def test_the_table_shows_every_cell(tmp_path: Path) -> None:
-    Results(tmp_path).write([row(0, CERTIFIED, "a/m/gate1/run"), row(3, UNPROVEN)], CELLS)
+    Results(tmp_path).write(rows(run=(0, CERTIFIED), none=(3, UNPROVEN)), CELLS)
+    report = f"bundles/{CELLS[0].name}/run/report.html"
     assert (tmp_path / TABLE).read_text().splitlines()[2:] == [
         "| engine | model | gate 1 | gate 4 |",
         "| --- | --- | --- | --- |",
-        "| a | smollm2-135m-instruct | [CERTIFIED](a/m/gate1/run/report.html) | not run |",
+        f"| a | smollm2-135m-instruct | [CERTIFIED]({report}) | not run |",
         "| b | smollm2-135m-instruct | not run | UNPROVEN |",
         "",
         f"- {CELLS[3].name}: `a 'node' ended`",
     ]
+
+
+def test_text_of_others_is_short_and_steers_nothing() -> None:
+    assert shown("\x1b[2J" + "x" * 10_000) == "\\u001b[2J" + "x" * 296
 
 
 @pytest.mark.parametrize(
