@@ -129,7 +129,7 @@ class Receiver:
             return None
         try:
             return self._judged(cell, row, self.folder / row.bundle)
-        except HaikugateError:
+        except Exception:  # edited or gone: it is asked again
             return None
 
     def _received(self, cell: Cell, row: Row, archive: bytes) -> Row:

@@ -3,6 +3,7 @@
 import json
 import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,6 +202,10 @@ def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path) -> None:
     (again,) = campaign_rows(tmp_path, unused)
     report = tmp_path / again.bundle / "report.md"
     report.write_bytes(report.read_bytes().replace(b"NOT CERTIFIED", b"CERTIFIED", 1))
+    assert [row.said for row in campaign_rows(tmp_path, unused)] == ["not to be asked"]
+    assert [row.verdict for row in campaign_rows(tmp_path, real)] == [REFUSED]
+    (again,) = campaign_rows(tmp_path, unused)
+    shutil.rmtree(tmp_path / again.bundle)
     assert [row.said for row in campaign_rows(tmp_path, unused)] == ["not to be asked"]
 
 
