@@ -14,12 +14,13 @@ from typing import Any, Final, Protocol
 
 from harness.archive import SUFFIX, unpacked
 from harness.bundle_reader import BundleReader
-from harness.campaign import NAME, Cell
-from harness.cell_run import CellRun
 from harness.errors import BundleError, HaikugateError, UsageError
-from harness.fleet_results import CERTIFIED, REFUSED, UNPROVEN, Results, Row, shown
+from harness.fleet_campaign import Cell
+from harness.fleet_cell import CellRun
+from harness.fleet_results import CellVerdict, Results, Row, shown
 from harness.keys import PublicKey
-from harness.models import registry
+from harness.ledger import NAME
+from harness.models import registered
 from harness.verification import Status, Verification, VerifyOptions
 from harness.verify import verify_bundle
 
@@ -107,7 +108,11 @@ class Receiver:
         """The row of a cell that has ended."""
         cell, run = ended.cell, ended.outcome
         row = Row(
-            cell=cell.name, asked=cell.options(), nonce=ended.nonce, verdict=UNPROVEN, said=""
+            cell=cell.name,
+            asked=cell.options(),
+            nonce=ended.nonce,
+            verdict=CellVerdict.UNPROVEN,
+            said="",
         )
         try:
             if isinstance(run, Failed):
@@ -157,7 +162,7 @@ class Receiver:
         if not NAME.fullmatch(folder.name) or bundle.run_id != folder.name:
             raise BundleError(f"{folder.name}: wanted a folder of the run's name {bundle.run_id}")
         _require_asked(cell, bundle.metadata)
-        verdict = CERTIFIED if certified else REFUSED
+        verdict = CellVerdict.CERTIFIED if certified else CellVerdict.REFUSED
         return _with(row, verdict=verdict, said=shown(bundle.checks["verdict_line"]))
 
 
@@ -200,7 +205,7 @@ def _require_asked(cell: Cell, metadata: Mapping[str, Any]) -> None:
 
 def _models(asked: str, found: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
     """A registered model by its digest; of a file of the nodes only its name is known here."""
-    known = registry().get(asked.lower())
+    known = registered(asked)
     if known is not None:
         return [known.sha256], [model.get("sha256") for model in found]
     return [Path(asked).name], [model.get("file") for model in found]

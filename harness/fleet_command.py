@@ -15,8 +15,8 @@ from harness.console import standard_output
 from harness.visible import one_line
 
 if TYPE_CHECKING:
-    from harness.campaign import Cell
     from harness.fleet import Cluster
+    from harness.fleet_campaign import Cell
     from harness.fleet_results import Row
 
 EXAMPLE = """A campaign file:
@@ -47,10 +47,10 @@ def fleet(
 
     Exit status 0 only if every cell is certified. The same command goes on after an interruption.
     """
-    from harness.campaign import cells
     from harness.checked import load_config
     from harness.fleet import run_campaign
-    from harness.fleet_results import CERTIFIED, TABLE
+    from harness.fleet_campaign import cells
+    from harness.fleet_results import TABLE, CellVerdict
     from harness.keys import read_public_key
 
     asked = cells(load_config(campaign), str(campaign))
@@ -68,7 +68,7 @@ def fleet(
         rows = run_campaign(asked, output, key, lambda: _cluster(address), advance)
     _print(rows)
     standard_output().print(Text(str(output / TABLE)))
-    raise typer.Exit(0 if all(row.verdict == CERTIFIED for row in rows) else 1)
+    raise typer.Exit(0 if all(row.verdict == CellVerdict.CERTIFIED for row in rows) else 1)
 
 
 def _cluster(address: str | None) -> "Cluster":

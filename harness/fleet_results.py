@@ -4,22 +4,28 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.campaign import Cell
 from harness.checked import checked
 from harness.errors import UsageError
+from harness.fleet_campaign import Cell
 from harness.visible import one_line
 
 RESULTS: Final = "fleet.json"
 TABLE: Final = "fleet.md"
-CERTIFIED: Final = "CERTIFIED"
-REFUSED: Final = "NOT CERTIFIED"
-UNPROVEN: Final = "UNPROVEN"
 SHOWN_CHARACTERS: Final = 300
+
+
+class CellVerdict(StrEnum):
+    """A cell's end: what its bundle says, or that none that holds came."""
+
+    CERTIFIED = "CERTIFIED"
+    REFUSED = "NOT CERTIFIED"
+    UNPROVEN = "UNPROVEN"
 
 
 def shown(text: object) -> str:
@@ -35,7 +41,7 @@ class Row(BaseModel):
     cell: str
     asked: list[str]
     nonce: str
-    verdict: Literal["CERTIFIED", "NOT CERTIFIED", "UNPROVEN"]
+    verdict: CellVerdict
     said: str
     node: str = ""
     seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -97,7 +103,7 @@ def markdown(rows: Mapping[str, Row], cells: Sequence[Cell]) -> str:
     why = [
         f"- {row.cell}: `{row.said.replace('`', chr(39))}`"
         for row in unproven
-        if row.verdict == UNPROVEN
+        if row.verdict == CellVerdict.UNPROVEN
     ]
     return "\n".join(["# Fleet", "", *table, "", *why, ""])
 

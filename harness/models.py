@@ -85,9 +85,20 @@ def registry() -> Mapping[str, Model]:
     return {model.name: model for model in models}
 
 
+def registered(name: str) -> Model | None:
+    """The registered model of this name, whatever its case."""
+    return registry().get(name.lower())
+
+
+def names_a_file(name: str) -> bool:
+    """Whether this can only be a path, not a registered model's name."""
+    path = Path(name)
+    return path.suffix == ".gguf" or len(path.parts) > 1
+
+
 def find(name: str) -> Model:
-    """The registered model of this name, whatever its case; raises UsageError listing the known."""
-    model = registry().get(name.lower())
+    """The registered model of this name; raises UsageError listing the known."""
+    model = registered(name)
     if model is None:
         known = ", ".join(registry())
         raise UsageError(f"model {name!r}: wanted a path that exists or one of {known}")
@@ -164,7 +175,7 @@ def resolve(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    if path.suffix == ".gguf" or len(path.parts) > 1:
+    if names_a_file(name_or_path):
         raise ModelFileError(f"{path}: no such file")
     model = find(name_or_path)
     if not model.path.is_file():

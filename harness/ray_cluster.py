@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from harness.campaign import Cell
-from harness.cell_run import ORDERLY_S, CellRun, run_cell
 from harness.errors import HaikugateError, LaunchError, UsageError
 from harness.fleet import Ended, Failed
+from harness.fleet_campaign import Cell
+from harness.fleet_cell import ORDERLY_S, CellRun, run_cell
 
 POLL_S: Final = 1.0
 CONNECT_S: Final = 10.0

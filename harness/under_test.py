@@ -117,7 +117,7 @@ class EngineUnderTest:
     @cached_property
     def launcher(self) -> Launcher:
         """The launcher of the options, with the client of the engine's kind."""
-        return _LAUNCHERS[self.options.launcher](self.options, self._log_dir)
+        return LAUNCHERS[self.options.launcher](self.options, self._log_dir)
 
     @cached_property
     def model_path(self) -> Path:
@@ -274,4 +274,4 @@ def _docker(options: EngineOptions, log_dir: Path | None) -> Launcher:
     )
 
 
-_LAUNCHERS = {"process": _process, "attach": _attach, "docker": _docker}
+LAUNCHERS = {"process": _process, "attach": _attach, "docker": _docker}

@@ -18,14 +18,15 @@ import psutil
 import pytest
 
 from harness.archive import pack, unpacked
-from harness.campaign import Cell, cells
-from harness.cell_run import CellRun, run_cell
 from harness.errors import BundleError, UsageError
 from harness.fleet import FRESHNESS, Ended, Failed, Receiver, _require_holds, run_campaign
-from harness.fleet_results import CERTIFIED, REFUSED, RESULTS, TABLE, UNPROVEN, Row
+from harness.fleet_campaign import Cell, cells
+from harness.fleet_cell import CellRun, run_cell
+from harness.fleet_results import RESULTS, TABLE, CellVerdict, Row
 from harness.keys import ephemeral_signer
 from harness.verification import Status, Taken, Verification
 
+CERTIFIED, REFUSED, UNPROVEN = CellVerdict
 NONCE = "0123456789abcdef" * 4
 MODEL = "smollm2-135m-instruct"
 NO_ENGINE = {"engine_command": "false"}

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.campaign import cells
 from harness.errors import UsageError
-from harness.fleet_results import CERTIFIED, RESULTS, TABLE, UNPROVEN, Results, Row, shown
+from harness.fleet_campaign import cells
+from harness.fleet_results import RESULTS, TABLE, CellVerdict, Results, Row, shown
 
+CERTIFIED, _, UNPROVEN = CellVerdict
 CELLS = cells(
     {"engines": {"a": {}, "b": {}}, "models": ["smollm2-135m-instruct"], "gates": [1, 4]}, "c.yaml"
 )

@@ -15,6 +15,7 @@ from harness.archive import SUFFIX, pack
 from harness.errors import ModelFileError
 from harness.launch.guardian import Guardian
 from harness.manifest import MANIFEST
+from harness.models import registered
 
 POLL_S: Final = 0.5
 ORDERLY_S: Final = 30.0
@@ -52,9 +53,7 @@ def run_cell(options: Sequence[str], model: str | None, nonce: str) -> CellRun:
 
 
 def _fetch(model: str, folder: Path) -> None:
-    from harness.models import registry
-
-    known = registry().get(model.lower())
+    known = registered(model)
     if known is None or known.path.is_file():
         return
     code, said = _haikugate(("models", "fetch", known.name), folder)

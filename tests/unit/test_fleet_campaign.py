@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from harness.campaign import cells
 from harness.errors import UsageError
+from harness.fleet_campaign import cells
 from harness.models import registry
 from harness.plugin import OPTIONS
 from harness.profiles import PROFILES

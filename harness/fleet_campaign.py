@@ -1,25 +1,33 @@
 """A fleet's campaign as data: models × engines × gates, each combination a cell to certify."""
 
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from harness.checked import checked
 from harness.errors import UsageError
-from harness.models import find
-from harness.under_test import EngineOptions, EngineUnderTest, default_launcher
+from harness.ledger import NAME
+from harness.models import find, names_a_file
+from harness.profiles import PROFILES
+from harness.under_test import LAUNCHERS, EngineOptions, EngineUnderTest, default_launcher
 
 Count = Annotated[int, Field(strict=True, ge=1)]
-CountOrNone = Annotated[int, Field(strict=True, ge=0)]
+CountOrZero = Annotated[int, Field(strict=True, ge=0)]
+Profile = Annotated[str, AfterValidator(lambda name: _one_of(name, PROFILES))]
+Launcher = Annotated[str, AfterValidator(lambda name: _one_of(name, LAUNCHERS))]
 Text = Annotated[str, Field(min_length=1)]
 Gate = Annotated[int, Field(strict=True, ge=1, le=4)]
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 OF_THE_PROFILE: Final = "profile-models"
 """The label of a cell that names no model: it certifies those of its profile."""
+
+
+def _one_of(name: str, known: Collection[str]) -> str:
+    if name not in known:
+        raise ValueError(f"wanted one of {', '.join(known)}")
+    return name
 
 
 class _Frozen(BaseModel):
@@ -29,21 +37,21 @@ class _Frozen(BaseModel):
 class FleetEngine(_Frozen):
     """One engine: options of `haikugate certify` by their names, and what its node must have."""
 
-    profile: Literal["cpu", "gpu", "m0"] | None = None
-    launcher: Literal["process", "docker", "attach"] | None = None
+    profile: Profile | None = None
+    launcher: Launcher | None = None
     engine: Text | None = None
     engine_command: Text | None = None
     engine_url: Text | None = None
     image: Text | None = None
     tokenizer: Path | None = None
     ready_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    workers: CountOrNone = 0
+    workers: CountOrZero = 0
     cpus: Count = 2
-    gpus: CountOrNone = 0
+    gpus: CountOrZero = 0
 
     @model_validator(mode="after")
     def _fits_its_node(self) -> Self:
-        if self.profile in ("gpu", "m0") and not self.gpus:
+        if PROFILES[self.claimed].device_args and not self.gpus:
             raise ValueError(f"profile {self.profile} needs gpus: 1 or more")
         if self.tokenizer is not None and not self.tokenizer.is_absolute():
             raise ValueError("tokenizer lies on the nodes: its path must be absolute")
@@ -102,7 +110,7 @@ class Cell(_Frozen):
         """A registered model's name, or its file's without the suffix."""
         if self.model is None:
             return OF_THE_PROFILE
-        return Path(self.model).stem if _is_path(self.model) else find(self.model).name
+        return Path(self.model).stem if names_a_file(self.model) else find(self.model).name
 
     def options(self) -> list[str]:
         """As words for `haikugate certify`."""
@@ -145,11 +153,7 @@ def _refuse_names(found: list[Cell], where: str) -> None:
 
 def _refuse_model(model: str, where: str) -> None:
     """A model is a registered name, or a file by a path that every node understands."""
-    if not _is_path(model):
+    if not names_a_file(model):
         find(model)
     elif not Path(model).is_absolute():
         raise UsageError(f"{where}: model {model} lies on the nodes: its path must be absolute")
-
-
-def _is_path(model: str) -> bool:
-    return Path(model).suffix == ".gguf" or len(Path(model).parts) > 1
