@@ -79,33 +79,61 @@ INLINE void choose_experts(const GemvArgs& a, float* scratch, int* chosen, float
   __syncwarp();
 }
 
-// Four consecutive columns of the merged attention output, of at most MOST splits.
+// Four consecutive columns of attention's output in at most MOST splits.
 template <int MOST>
-INLINE float4 merged_attention(const GemvArgs& a, int n_splits, int column) {
-  const int head = column / a.head_dim, d = column % a.head_dim;
-  const float sink = a.sinks ? __ldg(a.sinks + head) : NEGATIVE_INFINITY;
-  float2 ms[MOST];
-  float4 o[MOST], v = make_float4(0, 0, 0, 0);
+struct SplitColumns {
+  float2 sums[MOST];
+  float4 parts[MOST];
+
+  INLINE void load(const GemvArgs& a, int n_splits, int column) {
+    const int head = column / a.head_dim, d = column % a.head_dim;
 #pragma unroll
-  for (int s = 0; s < MOST; s++)
-    if (s < n_splits) {
-      ms[s] = __ldcg((const float2*)a.split_sums + head * MAX_SPLITS + s);
-      o[s] = __ldcg((const float4*)(a.x + (head * MAX_SPLITS + s) * a.head_dim + d));
-    }
-  float best = sink;
+    for (int s = 0; s < MOST; s++)
+      if (s < n_splits) {
+        sums[s] = __ldcg((const float2*)a.split_sums + head * MAX_SPLITS + s);
+        parts[s] = __ldcg((const float4*)(a.x + (head * MAX_SPLITS + s) * a.head_dim + d));
+      }
+  }
+  INLINE float4 merged(const GemvArgs& a, int n_splits, int column) const {
+    const float sink = a.sinks ? __ldg(a.sinks + column / a.head_dim) : NEGATIVE_INFINITY;
+    float4 v = make_float4(0, 0, 0, 0);
+    float best = sink;
 #pragma unroll
-  for (int s = 0; s < MOST; s++)
-    if (s < n_splits) best = fmaxf(best, ms[s].x);
-  float total = a.sinks ? __expf(sink - best) : 0.f;
+    for (int s = 0; s < MOST; s++)
+      if (s < n_splits) best = fmaxf(best, sums[s].x);
+    float total = a.sinks ? __expf(sink - best) : 0.f;
 #pragma unroll
-  for (int s = 0; s < MOST; s++)
-    if (s < n_splits) {
-      const float e = __expf(ms[s].x - best);
-      total += e * ms[s].y;
-      v.x += e * o[s].x, v.y += e * o[s].y, v.z += e * o[s].z, v.w += e * o[s].w;
-    }
-  const float inverse = 1.f / total;
-  return make_float4(v.x * inverse, v.y * inverse, v.z * inverse, v.w * inverse);
+    for (int s = 0; s < MOST; s++)
+      if (s < n_splits) {
+        const float e = __expf(sums[s].x - best);
+        total += e * sums[s].y;
+        v.x += e * parts[s].x, v.y += e * parts[s].y, v.z += e * parts[s].z, v.w += e * parts[s].w;
+      }
+    const float inverse = 1.f / total;
+    return make_float4(v.x * inverse, v.y * inverse, v.z * inverse, v.w * inverse);
+  }
+};
+
+// A thread's columns of the merged attention output, ITEMS times four; two splits of all are asked for at once.
+template <int ITEMS, int THREADS, int REAL_K>
+INLINE void merge_splits(const GemvArgs& a, int n_splits, float4* v) {
+  if (n_splits <= 2) {
+    SplitColumns<2> columns[ITEMS];
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++)
+      if (const int column = 4 * (threadIdx.x + i * THREADS); column < REAL_K) columns[i].load(a, n_splits, column);
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++)
+      if (const int column = 4 * (threadIdx.x + i * THREADS); column < REAL_K) v[i] = columns[i].merged(a, n_splits, column);
+  } else {
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++)
+      if (const int column = 4 * (threadIdx.x + i * THREADS); column < REAL_K) {
+        SplitColumns<MAX_SPLITS> columns;
+        columns.load(a, n_splits, column);
+        v[i] = columns.merged(a, n_splits, column);
+      }
+  }
 }
 
 template <int EPILOGUE>
@@ -180,8 +208,7 @@ INLINE void gemv(const GemvArgs& a) {
     const int t = threadIdx.x + i * THREADS;
     v[i] = make_float4(0, 0, 0, 0);
     if (4 * t < REAL_K) {
-      if (PROLOGUE == ATTENTION) v[i] = n_splits <= 2 ? merged_attention<2>(a, n_splits, 4 * t) : merged_attention<MAX_SPLITS>(a, n_splits, 4 * t);
-      else v[i] = __ldcg((const float4*)(a.x + (u64)slot * REAL_K) + t);
+      if (PROLOGUE != ATTENTION) v[i] = __ldcg((const float4*)(a.x + (u64)slot * REAL_K) + t);
       if (PROLOGUE == NORM && CHOSEN > 0 && a.pending)
 #pragma unroll
         for (int c = 0; c < CHOSEN; c++) {
@@ -190,6 +217,7 @@ INLINE void gemv(const GemvArgs& a) {
         }
     }
   }
+  if constexpr (PROLOGUE == ATTENTION) merge_splits<ITEMS, THREADS, REAL_K>(a, n_splits, v);
   if constexpr (PROLOGUE == EXPERT_IN) {
     choose_experts<WARPS, CHOSEN>(a, scratch, chosen, routing);
     fill_ring(true);

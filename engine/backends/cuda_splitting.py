@@ -55,7 +55,7 @@ _TUNED = (
         1 << 16,
         Splitting(MERGED_SPLITS, 64, DecodeTuning(4, 1)),
         Splitting(MERGED_SPLITS, 128, DecodeTuning(8, 1)),
-        Splitting(MERGED_SPLITS, 1056, DecodeTuning(12, 1, 2)),
+        Splitting(MERGED_SPLITS, 1056, DecodeTuning(7, 2, 2)),
     ),
 )
 """For layers of fewer groups of heads than the number: up to 128 keys, up to 512, more.

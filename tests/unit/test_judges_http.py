@@ -90,6 +90,48 @@ def test_execute(
     assert found.verdict == ("pass" if says == "4 tokens streamed" else "fail")
 
 
+def in_pieces(seen: Exchange, pieces: int, took_ms: float) -> Exchange:
+    """The same events in so many pieces, the last of which comes after `took_ms`."""
+    parts = [seen.chunks[len(seen.chunks) * i // pieces : len(seen.chunks) * (i + 1) // pieces]
+             for i in range(pieces)]  # fmt: skip
+    chunks = [
+        Chunk(
+            seen.sent_ns + int(took_ms * MS * (i + 1) / pieces), b"".join(c.content for c in part)
+        )
+        for i, part in enumerate(parts)
+    ]
+    return replace(seen, chunks=tuple(chunks))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "took_ms", "streamed"),
+    [
+        (13, 100, True),
+        (12, 100, False),
+        (12, 10, True),
+        (5, 10, True),
+        (4, 10, False),
+        (2, 1, True),
+        (1, 1, False),
+    ],
+)
+def test_a_stream_has_as_many_pieces_as_a_busy_client_can_read(
+    pieces: int, took_ms: float, streamed: bool
+) -> None:
+    told = run([" a"] * 24, max_tokens=24)
+    found = judged(
+        "G1-HTTP-EXECUTE",
+        "test_execute_streams",
+        execute=in_pieces(told, pieces, took_ms),
+        tokenize=exchange("/tokenize", {"ids": [1, 2, 3]}, sent={}),
+        detokenize=exchange(
+            "/detokenize", {"text": " a" * 24}, sent={"ids": [100 + n for n in range(24)]}
+        ),
+    )
+    assert (found.verdict == "pass") is streamed, found.message
+    assert streamed or "not streamed" in found.message
+
+
 def sent_at(seen: Exchange, at_ms: float) -> Exchange:
     return replace(seen, sent_ns=int(at_ms * MS))
 
