@@ -34,7 +34,8 @@ class DeviceLimits:
 class Kernel:
     """One entry of one source; `code` defines it where it is a template variant.
 
-    `others` are what the same launch takes for other numbers of rows.
+    `others` are what the same launch takes for other numbers of rows: compiled with it, but loaded
+    when they are launched.
     """
 
     source: str
@@ -80,20 +81,25 @@ class KernelContext:
     n_threads: int = 4
     _functions: dict[Kernel, Function] = field(default_factory=dict)
     _modules: dict[Unit, Module] = field(default_factory=dict)
+    _cubins: dict[Unit, bytes] = field(default_factory=dict)
     _recorded: list[Kernel] | None = None
     _noted: list[Launch] | None = None
 
     def prepare(self, kernels: Iterable[Kernel]) -> None:
-        """Compile (in parallel) and load what is not loaded yet."""
+        """Compile (in parallel) and load what is not loaded yet; their `others` are compiled."""
         wanted = [kernel for kernel in dict.fromkeys(kernels) if kernel not in self._functions]
-        needed = dict.fromkeys(kernel.unit for kernel in wanted)
-        units = [unit for unit in needed if unit not in self._modules]
-        for unit, cubin in zip(units, self._cubins(units), strict=True):
-            self._modules[unit] = Module(cubin)
+        needed = dict.fromkeys(one.unit for kernel in wanted for one in (kernel, *kernel.others))
+        units = [one for one in needed if one not in self._modules and one not in self._cubins]
+        self._cubins.update(zip(units, self._compiled(units), strict=True))
         for kernel in wanted:
-            self._functions[kernel] = self._modules[kernel.unit].function(kernel.entry)
+            self._functions[kernel] = self._module(kernel.unit).function(kernel.entry)
 
-    def _cubins(self, units: list[Unit]) -> list[bytes]:
+    def _module(self, unit: Unit) -> Module:
+        if unit not in self._modules:
+            self._modules[unit] = Module(self._cubins.pop(unit))
+        return self._modules[unit]
+
+    def _compiled(self, units: list[Unit]) -> list[bytes]:
         """Machine code by unit; no threads are started where there is nothing to share out."""
         if len(units) < 2:
             return [cached_cubin(unit, self.limits.architecture) for unit in units]
@@ -102,7 +108,7 @@ class KernelContext:
 
     @contextmanager
     def recording(self) -> Iterator[list[Kernel]]:
-        """Collect the kernels that would be launched inside, whatever the number of rows."""
+        """Collect the kernels that would be launched inside."""
         self._recorded = []
         try:
             yield self._recorded
@@ -130,7 +136,7 @@ class KernelContext:
     def launch(self, kernel: Kernel, shape: LaunchShape, arguments: ctypes.Structure) -> None:
         """Queue a kernel on the stream; raises KernelLaunchError."""
         if self._recorded is not None:
-            self._recorded += [kernel, *kernel.others]
+            self._recorded.append(kernel)
             return
         dependent = self.dependent and self.limits.has_dependent_launch
         self.repeat([Launch(kernel, shape, arguments, dependent)])
@@ -158,6 +164,7 @@ class KernelContext:
     def close(self) -> None:
         """Unload every module."""
         self._functions.clear()
+        self._cubins.clear()
         for module in self._modules.values():
             module.unload()
         self._modules.clear()

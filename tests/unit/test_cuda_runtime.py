@@ -193,7 +193,9 @@ def test_one_step_of_each_way_takes_every_kernel(
         forward._queue_short_prompt(1)
         forward._run_head(1)
     assert len(forward.model.distinct_body()) < len(forward.model.body)
-    assert set(prepared) == set(needed)
+    compiled = {one for kernel in prepared for one in (kernel, *kernel.others)}
+    assert compiled == {one for kernel in needed for one in (kernel, *kernel.others)}
+    assert set(needed) <= compiled
     loaded.close()
 
 
