@@ -149,6 +149,7 @@ def test_bad_models_are_refused_in_one_line_and_leave_nothing(name: str, tmp_pat
     change(metadata, specs)
     path = tmp_path / "bad.gguf"
     write_gguf(path, metadata, list(specs.values()))
+    load_model(tmp_path / "good.gguf", LoadOptions(n_threads=1)).close()
     message = refusal(path)
     assert wanted in message
     assert "\n" not in message
@@ -156,6 +157,7 @@ def test_bad_models_are_refused_in_one_line_and_leave_nothing(name: str, tmp_pat
 
 
 def leaves_nothing(path: Path, fail: Callable[[], Any]) -> None:
+    """Whatever a load imports and compiles must be there before: text and weights race to fail."""
     tracemalloc.start()
     try:
         before = held()
