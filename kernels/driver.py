@@ -62,7 +62,7 @@ def check(status: int, what: str) -> None:
     text = ctypes.c_char_p()
     _library().cuGetErrorString(status, ctypes.byref(text))
     words = (text.value or b"unknown error").decode()
-    raise KernelLaunchError(f"{what}: CUDA error {status}, {words}")
+    raise KernelLaunchError(f"{what}: CUDA error {status}, {words}", status)
 
 
 def driver_version() -> int:

@@ -20,4 +20,8 @@ class KernelCompileError(KernelError):
 
 
 class KernelLaunchError(KernelError):
-    """The driver is missing, too old, or a call to it failed."""
+    """The driver is missing, too old, or a call to it failed with this `status` of CUDA."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status

@@ -20,6 +20,8 @@ from harness.transport import Endpoint
 
 STORY = "Once upon a time, in a small village by the sea, there lived"
 LETTERS = "bcdfghjklmnpqrstvwxz"
+N_SPOKEN = 4
+"""Words that the model is led to say: it loses a letter of one in 200, however often it is led."""
 
 
 @pytest.mark.check("G4-NARRATION")
@@ -55,9 +57,11 @@ def test_nothing_secret_is_said(
 ) -> None:
     draw = Challenge(nonce, "G4-REDACTION").draw()
     words = {name: secret(draw) for name in ("prompt", "chat", "refused", "stop", "header", "path")}
+    spoken = {f"spoken {number}": secret(draw) for number in range(1, N_SPOKEN + 1)}
     engine = launch_engine()
     answers = plant(engine, words)
-    completions = [engine.client.execute(**repeating(draw, words["prompt"])) for _ in range(2)]
+    completions = [engine.client.execute(**repeating(draw, word)) for word in spoken.values()]
+    words |= spoken
     exits = [asdict(engine.stop())]
     keys: list[str] = []
     keyed: list[Exchange] = []
@@ -92,7 +96,7 @@ def plant(engine: RunningEngine, words: dict[str, str]) -> list[Exchange]:
 
 
 def repeating(draw: random.Random, word: str) -> dict[str, Any]:
-    """A prompt whose continuation is its own word: repeated often enough, any model goes on."""
+    """A prompt whose continuation is its own word, repeated so often that a model goes on."""
     lines = f"{word}\n" * draw.randint(20, 28)
     return {"prompt": lines, "max_tokens": 40, "temperature": 0.0}
 

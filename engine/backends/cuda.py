@@ -19,7 +19,7 @@ from engine.backends.cuda_device import import_cupy, open_device
 from engine.backends.cuda_forward import ForwardPass
 from engine.backends.cuda_generation import Generation
 from engine.backends.cuda_kv import CudaSequence, PagePool, Prefix
-from engine.backends.cuda_memory import Allocation, DevicePool
+from engine.backends.cuda_memory import GRANULE_BYTES, Allocation, DevicePool
 from engine.backends.cuda_model import BoundModel, ModelBuilder
 from engine.backends.cuda_plan import Plan, plan
 from engine.backends.cuda_scoring import Scoring
@@ -34,6 +34,7 @@ from kernels.context import KernelContext
 from kernels.errors import KernelError
 
 MEBIBYTE = 1 << 20
+CUDA_OUT_OF_MEMORY = 2
 FAULT_VARIABLE = "HAIKUGATE_FAULT"
 
 
@@ -51,16 +52,6 @@ def load(
         runtime.close()
         raise
     return runtime
-
-
-@contextmanager
-def device_errors(what: str) -> Iterator[None]:
-    """Turn the driver's and CuPy's errors into one-line DeviceErrors."""
-    cupy = import_cupy()
-    try:
-        yield
-    except (KernelError, cupy.cuda.runtime.CUDARuntimeError) as error:
-        raise DeviceError(f"{what}: {error}") from error
 
 
 class CudaRuntime:
@@ -88,7 +79,7 @@ class CudaRuntime:
 
     def load_weights(self, file: GGUFFile, progress: Progress) -> None:
         """Plan the program, upload what it needs, and capture decoding."""
-        with device_errors("loading the model"):
+        with self._device_errors("loading the model"):
             planned = plan(self.program, lambda name: file.tensors[name].type)
             self._require_memory(file)
             self._upload(file, planned, progress)
@@ -139,6 +130,17 @@ class CudaRuntime:
         context.prepare(kernels)
         self._generation.capture()
 
+    @contextmanager
+    def _device_errors(self, what: str) -> Iterator[None]:
+        """Turn the driver's and CuPy's errors into one-line ones of the engine."""
+        try:
+            yield
+        except (KernelError, self._cupy.cuda.runtime.CUDARuntimeError) as error:
+            if getattr(error, "status", 0) == CUDA_OUT_OF_MEMORY:
+                code = "the driver (kernels, graphs)"
+                raise self._memory.exhausted(GRANULE_BYTES, code, refused=True) from error
+            raise DeviceError(f"{what}: {error}") from error
+
     # --- facts
 
     def memory(self) -> MemoryReport:
@@ -155,12 +157,12 @@ class CudaRuntime:
 
     def read_gb_per_s(self) -> float:
         """Measured read bandwidth of the device's memory."""
-        with device_errors("reading memory"):
+        with self._device_errors("reading memory"):
             return read_gb_per_s(self._context, self._memory, self._stream)
 
     def verify_residency(self) -> None:
         """Raise DeviceError unless all memory held is plain device memory of this device."""
-        with device_errors("residency"):
+        with self._device_errors("residency"):
             self._memory.verify()
 
     # --- running
@@ -179,7 +181,7 @@ class CudaRuntime:
     ) -> None:
         """Add tokens to the sequence and leave the logits after the last one on the device."""
         self._check(sequence.n_tokens, token_ids)
-        with device_errors("prefill"):
+        with self._device_errors("prefill"):
             reused = 0
             if sequence.n_tokens == 0:
                 reused = sequence.reuse_prefix(tuple(token_ids))
@@ -195,7 +197,7 @@ class CudaRuntime:
         self, sequence: CudaSequence, sampling: SamplingParams, checkpoint: Checkpoint
     ) -> Iterator[SampledToken]:
         """Sample, then decode, for as long as the caller asks and the context has room."""
-        with device_errors("decode"):
+        with self._device_errors("decode"):
             yield from self._generation.tokens(sequence, sampling, checkpoint)
 
     def score(
@@ -205,13 +207,13 @@ class CudaRuntime:
         if not completion_ids:
             return []
         self._check(0, [*prompt_ids, *completion_ids[:-1]])
-        with device_errors("score"):
+        with self._device_errors("score"):
             return self._scoring.score(prompt_ids, completion_ids, checkpoint)
 
     def logits(self, token_ids: Sequence[int], checkpoint: Checkpoint) -> NDArray[np.float32]:
         """Logits after every position, float32 [tokens, vocab]."""
         self._check(0, token_ids)
-        with device_errors("logits"):
+        with self._device_errors("logits"):
             return self._scoring.logits(token_ids, checkpoint)
 
     def close(self) -> None:
@@ -219,7 +221,7 @@ class CudaRuntime:
         if self._closed:
             return
         self._closed = True
-        with device_errors("closing"):
+        with self._device_errors("closing"):
             self._stream.synchronize()
             self._memory.close()
             self._context.close()

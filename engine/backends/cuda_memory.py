@@ -107,7 +107,7 @@ class DevicePool:
         return slab
 
     def exhausted(
-        self, size_bytes: int, purpose: Purpose, *, refused: bool = False
+        self, size_bytes: int, purpose: str, *, refused: bool = False
     ) -> InsufficientMemory | OutOfMemory:
         """The error of an allocation that cannot be had.
 

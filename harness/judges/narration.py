@@ -134,7 +134,7 @@ def _planted(observation: Observation, words: Mapping[str, str]) -> None:
         if len(word) < 8 or not any(word in text for text in sent):
             raise Unseen(f"the canary {name!r} was not planted")
     texts = [finished(seen).text for seen in exchanges(observation, "completions")]
-    if not any(words["prompt"] in text for text in texts):
+    if not any(word in text for word in words.values() for text in texts):
         raise Unseen("no completion repeats the canary of its prompt")
 
 

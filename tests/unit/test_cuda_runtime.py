@@ -55,7 +55,7 @@ from engine.sampler import SamplingParams
 from engine.synthetic import TINY, write_model, write_shape
 from kernels.attention import AttentionShape
 from kernels.context import DeviceLimits, KernelContext
-from kernels.errors import KernelCompileError
+from kernels.errors import KernelCompileError, KernelLaunchError
 from kernels.gemv import Gemv
 from tests.unit import fake_cuda
 from tests.unit.fake_cuda import LAUNCHES, FakeCupy
@@ -167,6 +167,42 @@ def test_reported_bytes_are_those_allocated(cupy: FakeCupy) -> None:
     runtime.prefill(sequence, [1, 2, 3], go_on)
     assert runtime.memory().kv_bytes > 0
     assert runtime.memory().total_bytes == sum(cupy.cuda.runtime.held.values())
+
+
+def full_device(status: int) -> Any:
+    """A module that the driver refuses with this status."""
+
+    def refused(cubin: bytes) -> None:
+        raise KernelLaunchError(f"loading a compiled kernel: CUDA error {status}", status)
+
+    return refused
+
+
+def test_a_kernel_that_a_full_device_has_no_room_for_ends_one_request_only(
+    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded, runtime = load_tiny(tmp_path, "tiny-gpt-oss")
+    sequence = runtime.open_sequence()
+    for status, kind in ((2, OutOfMemory), (700, DeviceError)):
+        monkeypatch.setattr("kernels.context.Module", full_device(status))
+        with pytest.raises(kind):
+            runtime.prefill(sequence, [1], go_on)
+    monkeypatch.setattr("kernels.context.Module", fake_cuda.FakeModule)
+    sequence.close()
+    again = runtime.open_sequence()
+    runtime.prefill(again, [1], go_on)
+    again.close()
+    loaded.close()
+    assert cupy.cuda.runtime.held == {}
+
+
+def test_a_full_device_at_load_is_told_as_insufficient_memory(
+    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernels.context.Module", full_device(2))
+    with pytest.raises(InsufficientMemory, match="kernels"):
+        load()
+    assert cupy.cuda.runtime.held == {}
 
 
 def test_a_budget_that_is_too_small_names_both_counts(cupy: FakeCupy) -> None:
@@ -295,8 +331,6 @@ def test_a_wrong_device_name_is_refused(bad: str) -> None:
 
 
 def test_a_machine_without_a_driver_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernels.errors import KernelLaunchError
-
     def missing() -> int:
         raise KernelLaunchError("no CUDA driver on this machine")
 

@@ -92,7 +92,7 @@ def test_other_output_a_bad_end_and_a_request_that_was_taken_fail() -> None:
     assert narrated(LIFE, refused=200).verdict == Verdict.FAIL
 
 
-WORDS = {name: f"canary-{name}" for name in PLANTED}
+WORDS = {name: f"canary-{name}" for name in (*PLANTED, "spoken 1", "spoken 2")}
 LOG = '"execute_end"\n"shutdown"\n'
 
 
@@ -101,7 +101,7 @@ def redacted(**new: Any) -> Finding:
     statuses = new.get("statuses", (401, 200, 401, 202))
     named = {
         "answers": (exchange("/execute", {}, sent=sent),),
-        "completions": (run([new.get("text", "so canary-prompt")]),),
+        "completions": (run([new.get("text", "so canary-spoken 2")]),),
         "keyed": tuple(exchange("/health", {}, status=s) for s in statuses),
     }
     logs = new.get("logs", [LOG, LOG])

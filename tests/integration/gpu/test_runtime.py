@@ -1,5 +1,6 @@
 """The CUDA runtime on a device: against float64 logits, and bit for bit against itself."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,16 @@ import pytest
 
 from engine.backends import LoadOptions, cuda
 from engine.backends.cuda_memory import DevicePool
-from engine.errors import DeviceError
+from engine.errors import DeviceError, OutOfMemory
 from engine.gguf import Tensor
+from engine.loading import load_model
 from engine.quants import BLOCK_FORMATS
 from engine.sampler import SamplingParams
-from kernels.context import KernelContext
+from engine.synthetic import write_model
+from kernels.compile import cached_cubin
+from kernels.context import Kernel, KernelContext
+from kernels.driver import Module
+from kernels.errors import KernelLaunchError
 from tests.integration.gpu.arrays import random_blocks
 from tests.unit.test_cuda_runtime import (
     HEAD_DIM,
@@ -169,6 +175,61 @@ def test_all_memory_is_plain_device_memory(runtime: cuda.CudaRuntime) -> None:
     with pytest.raises(DeviceError, match="managed memory"):
         pool.verify()
     pool.close()
+
+
+def all_that_is_left() -> list[int]:
+    """Take the device's free memory, down to the last page of the driver."""
+    import cupy
+
+    runtime, taken, size = cupy.cuda.runtime, list[int](), 1 << 36
+    while size >= 1 << 12:
+        try:
+            taken.append(runtime.malloc(size))
+        except runtime.CUDARuntimeError:
+            size >>= 1
+    return taken
+
+
+def loaded_until_refused(architecture: str) -> tuple[list[Module], int]:
+    """Copies of a kernel on the device, and the status that refuses one more."""
+    kernel = Kernel("read.cu", "read_words")
+    cubin, loaded = cached_cubin(kernel.unit, architecture), list[Module]()
+    for _ in range(100_000):
+        try:
+            loaded.append(Module(cubin))
+            loaded[-1].function(kernel.entry)
+        except KernelLaunchError as error:
+            return loaded, error.status
+    return loaded, 0
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="takes all memory: run without -n")
+def test_a_full_device_refuses_a_kernel_as_it_refuses_memory(
+    context: KernelContext, tmp_path: Path
+) -> None:
+    """A kernel for another number of rows is loaded when it is launched, without a new KV page."""
+    import cupy
+
+    write_model(tmp_path / "m.gguf", "tiny-gpt-oss", 0)
+    loaded = load_model(tmp_path / "m.gguf", LoadOptions(device="cuda:0"))
+    runtime = loaded.runtime
+    assert isinstance(runtime, cuda.CudaRuntime)
+    sequence = runtime.open_sequence()
+    runtime.prefill(sequence, ids(200), go_on)
+    taken = all_that_is_left()
+    kernels, status = loaded_until_refused(context.limits.architecture)
+    try:
+        assert status == 2
+        with pytest.raises(OutOfMemory, match="kernels"):
+            runtime.prefill(sequence, [1], go_on)
+    finally:
+        for kernel in kernels:
+            kernel.unload()
+        for pointer in taken:
+            cupy.cuda.runtime.free(pointer)
+        sequence.close()
+    assert len(generated(runtime, [1], 4)) == 4
+    loaded.close()
 
 
 def test_closing_gives_the_memory_back(context: KernelContext) -> None:
