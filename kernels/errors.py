@@ -6,6 +6,9 @@ KernelError
 └── KernelLaunchError     the driver is missing, too old, or a call to it failed
 """
 
+OUT_OF_MEMORY = 2
+"""CUDA's status for memory that cannot be had, from the driver and from the runtime."""
+
 
 class KernelError(Exception):
     """An error of the kernels: where, wanted, got, in one line."""

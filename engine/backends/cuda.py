@@ -31,10 +31,9 @@ from engine.gguf import GGUFFile
 from engine.program import Program
 from engine.sampler import SampledToken, SamplingParams, TokenScore
 from kernels.context import KernelContext
-from kernels.errors import KernelError
+from kernels.errors import OUT_OF_MEMORY, KernelError
 
 MEBIBYTE = 1 << 20
-CUDA_OUT_OF_MEMORY = 2
 FAULT_VARIABLE = "HAIKUGATE_FAULT"
 
 
@@ -136,7 +135,7 @@ class CudaRuntime:
         try:
             yield
         except (KernelError, self._cupy.cuda.runtime.CUDARuntimeError) as error:
-            if getattr(error, "status", 0) == CUDA_OUT_OF_MEMORY:
+            if getattr(error, "status", 0) == OUT_OF_MEMORY:
                 code = "the driver (kernels, graphs)"
                 raise self._memory.exhausted(GRANULE_BYTES, code, refused=True) from error
             raise DeviceError(f"{what}: {error}") from error

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from engine.backends import MemoryReport
 from engine.errors import DeviceError, InsufficientMemory, OutOfMemory
 from kernels.arrays import DeviceArray
+from kernels.errors import OUT_OF_MEMORY
 
 Purpose = Literal["weights", "kv", "workspace"]
 _MEMORY_KINDS = {0: "unregistered host", 1: "host", 2: "device", 3: "managed"}
@@ -80,7 +81,7 @@ class DevicePool:
         try:
             pointer: int = runtime.malloc(size_bytes)
         except runtime.CUDARuntimeError as error:
-            if "MemoryAllocation" in str(error):
+            if error.status == OUT_OF_MEMORY:
                 raise self.exhausted(size_bytes, purpose, refused=True) from None
             raise DeviceError(f"allocating {size_bytes} bytes for {purpose}: {error}") from None
         self._held[pointer] = (purpose, size_bytes)

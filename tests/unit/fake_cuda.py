@@ -8,7 +8,9 @@ from kernels.driver import LaunchShape
 
 
 class FakeRuntimeError(Exception):
-    pass
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class FakeAttributes:
@@ -28,7 +30,7 @@ class FakeRuntime:
 
     def malloc(self, size: int) -> int:
         if sum(self.held.values()) + size > self.total_bytes:
-            raise FakeRuntimeError("cudaErrorMemoryAllocation: out of memory")
+            raise FakeRuntimeError("cudaErrorMemoryAllocation: out of memory", 2)
         pointer, self.next = self.next, self.next + -(-size // 512) * 512
         self.held[pointer] = size
         return pointer

@@ -182,15 +182,16 @@ def test_a_kernel_that_a_full_device_has_no_room_for_ends_one_request_only(
     cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     loaded, runtime = load_tiny(tmp_path, "tiny-gpt-oss")
-    sequence = runtime.open_sequence()
+    sequence, prompt = runtime.open_sequence(), list(range(200))
+    sequence.grow(len(prompt))
     for status, kind in ((2, OutOfMemory), (700, DeviceError)):
         monkeypatch.setattr("kernels.context.Module", full_device(status))
         with pytest.raises(kind):
-            runtime.prefill(sequence, [1], go_on)
+            runtime.prefill(sequence, prompt, go_on)
     monkeypatch.setattr("kernels.context.Module", fake_cuda.FakeModule)
     sequence.close()
     again = runtime.open_sequence()
-    runtime.prefill(again, [1], go_on)
+    runtime.prefill(again, prompt, go_on)
     again.close()
     loaded.close()
     assert cupy.cuda.runtime.held == {}
@@ -498,7 +499,7 @@ def test_allocations_are_described(cupy: FakeCupy) -> None:
 
 def test_memory_that_the_driver_refuses_is_not_available(cupy: FakeCupy) -> None:
     def refuse(size: int) -> int:
-        raise fake_cuda.FakeRuntimeError("cudaErrorMemoryAllocation: out of memory")
+        raise fake_cuda.FakeRuntimeError("cudaErrorMemoryAllocation: out of memory", 2)
 
     pool = DevicePool(cupy, running=True)
     cupy.cuda.runtime.malloc = refuse  # type: ignore[method-assign]

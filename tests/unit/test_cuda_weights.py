@@ -170,7 +170,7 @@ def test_what_a_thread_raises_ends_the_load(
     cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(*_: Any) -> None:
-        raise fake_cuda.FakeRuntimeError("cudaErrorIllegalAddress")
+        raise fake_cuda.FakeRuntimeError("cudaErrorIllegalAddress", 700)
 
     monkeypatch.setattr(cuda_weights, "pack_rows", refuse)
     (tensor,) = mapped(tmp_path, 90)

@@ -20,7 +20,7 @@ from engine.synthetic import write_model
 from kernels.compile import cached_cubin
 from kernels.context import Kernel, KernelContext
 from kernels.driver import Module
-from kernels.errors import KernelLaunchError
+from kernels.errors import OUT_OF_MEMORY, KernelLaunchError
 from tests.integration.gpu.arrays import random_blocks
 from tests.unit.test_cuda_runtime import (
     HEAD_DIM,
@@ -207,7 +207,7 @@ def loaded_until_refused(architecture: str) -> tuple[list[Module], int]:
 def test_a_full_device_refuses_a_kernel_as_it_refuses_memory(
     context: KernelContext, tmp_path: Path
 ) -> None:
-    """A kernel for another number of rows is loaded when it is launched, without a new KV page."""
+    """A prompt whose pages are there wants a kernel that is loaded when it is launched first."""
     import cupy
 
     write_model(tmp_path / "m.gguf", "tiny-gpt-oss", 0)
@@ -215,20 +215,20 @@ def test_a_full_device_refuses_a_kernel_as_it_refuses_memory(
     runtime = loaded.runtime
     assert isinstance(runtime, cuda.CudaRuntime)
     sequence = runtime.open_sequence()
-    runtime.prefill(sequence, ids(200), go_on)
+    sequence.grow(200)
     taken = all_that_is_left()
     kernels, status = loaded_until_refused(context.limits.architecture)
     try:
-        assert status == 2
+        assert status == OUT_OF_MEMORY
         with pytest.raises(OutOfMemory, match="kernels"):
-            runtime.prefill(sequence, [1], go_on)
+            runtime.prefill(sequence, ids(200), go_on)
     finally:
         for kernel in kernels:
             kernel.unload()
         for pointer in taken:
             cupy.cuda.runtime.free(pointer)
         sequence.close()
-    assert len(generated(runtime, [1], 4)) == 4
+    assert len(generated(runtime, ids(200), 4)) == 4
     loaded.close()
 
 
