@@ -133,8 +133,11 @@ def _planted(observation: Observation, words: Mapping[str, str]) -> None:
         word = words.get(name, "")
         if len(word) < 8 or not any(word in text for text in sent):
             raise Unseen(f"the canary {name!r} was not planted")
-    texts = [finished(seen).text for seen in exchanges(observation, "completions")]
-    if not any(word in text for word in words.values() for text in texts):
+    spoken = [
+        (request(seen)["prompt"], finished(seen).text)
+        for seen in exchanges(observation, "completions")
+    ]
+    if not any(word in asked and word in text for word in words.values() for asked, text in spoken):
         raise Unseen("no completion repeats the canary of its prompt")
 
 

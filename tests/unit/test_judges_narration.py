@@ -99,9 +99,10 @@ LOG = '"execute_end"\n"shutdown"\n'
 def redacted(**new: Any) -> Finding:
     sent = {"prompt": " ".join(new.get("sent", WORDS.values()))}
     statuses = new.get("statuses", (401, 200, 401, 202))
+    asked, text = new.get("asked", "canary-spoken 2, "), new.get("text", "so canary-spoken 2")
     named = {
         "answers": (exchange("/execute", {}, sent=sent),),
-        "completions": (run([new.get("text", "so canary-spoken 2")]),),
+        "completions": (run([text], prompt=asked),),
         "keyed": tuple(exchange("/health", {}, status=s) for s in statuses),
     }
     logs = new.get("logs", [LOG, LOG])
@@ -129,6 +130,7 @@ def test_a_key_that_was_not_wanted_fails() -> None:
     [
         {"sent": ["nothing"]},
         {"text": "nothing"},
+        {"asked": "nothing"},
         {"logs": [LOG, "cut off"]},
         {"logs": ['"shutdown"', LOG]},
         {"logs": []},
