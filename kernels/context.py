@@ -9,6 +9,7 @@ from typing import Protocol
 
 from kernels.compile import Unit, cached_cubin
 from kernels.driver import Function, LaunchShape, Module
+from kernels.errors import KernelLaunchError
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class KernelContext:
     n_threads: int = 4
     _functions: dict[Kernel, Function] = field(default_factory=dict)
     _modules: dict[Unit, Module] = field(default_factory=dict)
+    _in_use: set[Unit] = field(default_factory=set)
+    _outlived: list[Module] = field(default_factory=list)
     _cubins: dict[Unit, bytes] = field(default_factory=dict)
     _recorded: list[Kernel] | None = None
     _noted: list[Launch] | None = None
@@ -92,7 +95,26 @@ class KernelContext:
         units = [one for one in needed if one not in self._modules and one not in self._cubins]
         self._cubins.update(zip(units, self._compiled(units), strict=True))
         for kernel in wanted:
-            self._functions[kernel] = self._module(kernel.unit).function(kernel.entry)
+            self._functions[kernel] = self._function_of(kernel)
+
+    def _function_of(self, kernel: Kernel) -> Function:
+        """The entry of a module; one that a full device refused is not asked for it again.
+
+        The driver would hand it out then, and no launch of it would ever succeed (CUDA error 999).
+        """
+        module = self._module(kernel.unit)
+        try:
+            function = module.function(kernel.entry)
+        except KernelLaunchError:
+            del self._modules[kernel.unit]
+            if kernel.unit in self._in_use:
+                self._in_use.remove(kernel.unit)
+                self._outlived.append(module)
+            else:
+                module.unload()
+            raise
+        self._in_use.add(kernel.unit)
+        return function
 
     def _module(self, unit: Unit) -> Module:
         if unit not in self._modules:
@@ -165,6 +187,8 @@ class KernelContext:
         """Unload every module."""
         self._functions.clear()
         self._cubins.clear()
-        for module in self._modules.values():
+        for module in (*self._modules.values(), *self._outlived):
             module.unload()
         self._modules.clear()
+        self._in_use.clear()
+        self._outlived.clear()

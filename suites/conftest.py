@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.installation import own_modules
+from harness.stash import SESSION
 
 GENERATE_S = 180.0
 ALONE = "alone_on_gpu"
@@ -20,17 +21,24 @@ ALONE = "alone_on_gpu"
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Tests run beside those of other workers, but for one that needs the GPU for itself."""
-    path = Path(tempfile.gettempdir()) / f"haikugate-turn-{os.getuid()}.lock"
-    alone = ALONE in getattr(item, "fixturenames", ())
-    with path.open("ab") as lock:
+    """Tests run beside those of other workers, but for one that needs the GPU for itself.
+
+    Whoever waits for the lock holds the queue, so that others cannot keep passing it.
+    """
+    stem = f"{tempfile.gettempdir()}/haikugate-turn-{os.getuid()}"
+    session = item.config.stash.get(SESSION, None)
+    has_gpu = session is not None and session.context.profile != "cpu"
+    alone = has_gpu and ALONE in getattr(item, "fixturenames", ())
+    with Path(f"{stem}.queue").open("ab") as queue, Path(f"{stem}.lock").open("ab") as lock:
+        fcntl.flock(queue, fcntl.LOCK_EX)
         fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(queue, fcntl.LOCK_UN)
         return (yield)
 
 
 @pytest.fixture
 def alone_on_gpu() -> None:
-    """No other test of this host runs beside one that uses this fixture."""
+    """Where there is a GPU, no other test of this host runs beside one that uses this fixture."""
 
 
 @pytest.fixture(scope="session")

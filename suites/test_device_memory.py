@@ -63,7 +63,7 @@ def test_nothing_stays_in_host_memory(
     name: str, generated_model: GenerateModel, launch_engine: LaunchEngine, observe: Observe
 ) -> None:
     engine = launched(name, generated_model, launch_engine)
-    idle = engine.client.health()
+    idle = health_of(engine)
     during, device_bytes = while_running(engine, idle)
     observe(
         idle=idle,
@@ -101,9 +101,9 @@ def test_reported_bytes(
 ) -> None:
     tiny, engine = (launched(one, generated_model, launch_engine) for one in (TINY, name))
     observe(
-        tiny=tiny.client.health(),
+        tiny=health_of(tiny),
         tiny_device_bytes=device_bytes_of(tiny),
-        health=engine.client.health(),
+        health=health_of(engine),
         device_bytes=device_bytes_of(engine),
         model_sha256=engine.model_sha256,
     )
@@ -120,7 +120,7 @@ def test_gpt_oss_fits(
     model = generated_model(LARGE)
     planned = inspected(launcher, replace(launch_spec, model_path=model), LARGE_CONTEXT)
     engine = launch_engine("--context-length", str(LARGE_CONTEXT), model=model)
-    idle = until(engine.client.health, has_digest, DIGEST_S)
+    idle = health_of(engine)
     ids = [1 + number % 1000 for number in range(LARGE_PROMPT)]
     answer = engine.client.start(prompt_ids=ids, max_tokens=LARGE_ANSWER, temperature=0.0)
     answer.wait_for("token", 60.0, 2)
@@ -186,9 +186,10 @@ def until(
     return seen
 
 
-def has_digest(seen: Exchange) -> bool:
-    """Whether /health tells the file's digest yet: it is computed beside the load."""
-    return bool(told_object(seen).get("model_sha256"))
+def health_of(engine: RunningEngine) -> Exchange:
+    """/health once it tells the file's digest, which is computed beside the load."""
+    has_digest = lambda seen: bool(told_object(seen).get("model_sha256"))  # noqa: E731
+    return until(engine.client.health, has_digest, DIGEST_S)
 
 
 def kv_bytes(seen: Exchange) -> int:

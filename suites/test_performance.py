@@ -35,6 +35,7 @@ SPAWNING = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.e
 
 
 @pytest.mark.check("G4-PERF-BASELINE", "G4-PERF-TTFT", "G4-PERF-ITL", "G4-PERF-RATE")
+@pytest.mark.usefixtures("alone_on_gpu")
 def test_baseline(engine: RunningEngine, observe: Observe) -> None:
     client = engine.client
     request = {"max_tokens": TOKENS, "temperature": 1.0}
@@ -57,6 +58,7 @@ def test_baseline(engine: RunningEngine, observe: Observe) -> None:
 
 
 @pytest.mark.check("G4-PERF-LOAD")
+@pytest.mark.usefixtures("alone_on_gpu")
 def test_load(launch_engine: LaunchEngine, observe: Observe) -> None:
     begun_s = monotonic()
     engine = launch_engine()

@@ -145,11 +145,13 @@ def disconnect(observation: Observation, limits: Limits) -> Finding:
     if len(left) != len(noticed):
         raise Unseen(f"{len(noticed)} /metrics for {len(left)} clients that left")
     before = counter(exchange(observation, "before"), CANCELLED_TOTAL)
+    late = observation.exchanges.get("late", ())
     per_trial = 2 if phase == "queued" else 1
     took_ms = []
     for trial, (job, seen) in enumerate(zip(left, noticed, strict=True)):
         _left_in(phase, job)
-        counted = counter(seen, CANCELLED_TOTAL) - before - trial * per_trial
+        ended = trial * per_trial + sum(one.sent_ns < job.sent_ns for one in late)
+        counted = counter(seen, CANCELLED_TOTAL) - before - ended
         need(counted == 1, f"trial {trial + 1}: {counted:.0f} jobs counted as cancelled, wanted 1")
         assert job.closed_ns is not None
         assert seen.closed_ns is not None

@@ -138,6 +138,15 @@ def disconnect(phase: str = "decode", **changed: Any) -> Any:
 
 def test_a_client_that_leaves() -> None:
     assert disconnect().numbers["p95_ms"] == 12
+
+
+def test_a_client_that_left_too_late_is_counted_and_not_judged() -> None:
+    late = (replace(leaving(), sent_ns=-2), replace(leaving(), sent_ns=-1))
+    left = (replace(leaving(), sent_ns=-3), leaving())
+    noticed = (metrics(jobs=4, at_ms=20), metrics(jobs=7, at_ms=20))
+    assert disconnect(left=left, noticed=noticed, late=late).verdict == Verdict.PASS
+    assert disconnect(left=left, noticed=noticed).verdict == Verdict.FAIL
+    assert disconnect(left=left, noticed=noticed, late=late[:1]).verdict == Verdict.FAIL
     assert disconnect("prefill", left=(leaving(0), leaving(0))).verdict == Verdict.PASS
     fails(disconnect(left=(leaving(),)), "2 /metrics for 1 clients", ERROR)
     once = metrics(jobs=4, at_ms=20)
