@@ -82,7 +82,18 @@ def splitting(shape: AttentionShape, bucket: Bucket, limits: DeviceLimits) -> Sp
     found = tuned[0 if n_keys <= BUCKETS[0].limit else 1 if n_keys <= BUCKETS[1].limit else 2]
     if found.tuning.cluster > 1 and not limits.has_clusters:
         found = _WITHOUT_CLUSTERS
-    tuning = found.tuning
-    while tuning.shared_bytes(shape.head_dim) + _STATIC_BYTES > limits.shared_bytes:
+    return replace(found, tuning=_fitting(found.tuning, shape.head_dim, limits.shared_bytes))
+
+
+def _fitting(tuning: DecodeTuning, head_dim: int, shared_bytes: int) -> DecodeTuning:
+    """The tuning with as little less in flight as lets a block begin where it should.
+
+    A cluster's block that takes over half of a multiprocessor's shared memory begins only when the
+    linear before it has left.
+    """
+    if tuning.cluster > 1:
+        while tuning.slots > 1 and 2 * tuning.shared_bytes(head_dim) > shared_bytes:
+            tuning = replace(tuning, slots=tuning.slots - 1)
+    while tuning.shared_bytes(head_dim) + _STATIC_BYTES > shared_bytes:
         tuning = replace(tuning, warps=tuning.warps // 2)
-    return replace(found, tuning=tuning)
+    return tuning

@@ -53,7 +53,7 @@ from engine.program import (
 from engine.quants import BLOCK_FORMATS
 from engine.sampler import SamplingParams
 from engine.synthetic import TINY, write_model, write_shape
-from kernels.attention import AttentionShape
+from kernels.attention import AttentionShape, DecodeTuning
 from kernels.context import DeviceLimits, KernelContext
 from kernels.errors import KernelCompileError, KernelLaunchError
 from kernels.gemv import Gemv
@@ -411,6 +411,24 @@ def test_splits_cover_every_position_of_their_bucket(architecture: str) -> None:
             launched = how.splits_of(most_keys(shape, bucket))
             assert ceil(n_keys / split_keys) <= launched <= how.most, (window, position)
             assert how.tuning.cluster == 1 or limits.has_clusters
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "tuning"),
+    [
+        (14, 2, 64, DecodeTuning(8, 2, 8)),
+        (28, 4, 128, DecodeTuning(8, 1, 8)),
+        (32, 32, 96, DecodeTuning(7, 2, 2)),
+        (32, 32, 128, DecodeTuning(7, 2, 2)),
+    ],
+)
+def test_a_block_of_a_cluster_leaves_room_for_the_linear_before_it(
+    heads: int, kv_heads: int, head_dim: int, tuning: DecodeTuning
+) -> None:
+    limits = DeviceLimits("sm_90", 132, 232_448)
+    shape = AttentionShape(heads, kv_heads, head_dim, 1.0)
+    assert splitting(shape, BUCKETS[-1], limits).tuning == tuning
+    assert 2 * tuning.shared_bytes(head_dim) <= limits.shared_bytes
 
 
 def test_the_end_of_a_layer_brings_the_keys_of_the_next(
