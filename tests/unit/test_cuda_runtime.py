@@ -2,7 +2,6 @@
 
 import mmap
 from dataclasses import replace
-from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,20 +10,12 @@ import numpy as np
 import pytest
 
 from engine.adapters import adapter_for
-from engine.backends import LoadOptions, cuda, cuda_decode, cuda_device
-from engine.backends.cuda_device import (
-    CudaDevice,
-    architecture_of,
-    check_capability,
-    check_versions,
-    open_device,
-    parse_device,
-)
+from engine.backends import LoadOptions, cuda, cuda_decode
+from engine.backends.cuda_device import CudaDevice
 from engine.backends.cuda_kv import CudaSequence, PagePool
 from engine.backends.cuda_memory import DevicePool
 from engine.backends.cuda_plan import AttentionStep, EmbedStep, GatedStep, LinearStep, plan
 from engine.backends.cuda_prefill import Chunk
-from engine.backends.cuda_splitting import BUCKETS, bucket_of, most_keys, splitting
 from engine.backends.cuda_weights import is_mapped_file
 from engine.config import ModelConfig
 from engine.errors import (
@@ -53,9 +44,8 @@ from engine.program import (
 from engine.quants import BLOCK_FORMATS
 from engine.sampler import SamplingParams
 from engine.synthetic import TINY, write_model, write_shape
-from kernels.attention import AttentionShape, DecodeTuning
 from kernels.context import DeviceLimits, KernelContext
-from kernels.errors import KernelCompileError, KernelLaunchError
+from kernels.errors import KernelLaunchError
 from kernels.gemv import Gemv
 from tests.unit import fake_cuda
 from tests.unit.fake_cuda import LAUNCHES, FakeCupy
@@ -323,112 +313,6 @@ def test_pages_are_shared_counted_and_freed(cupy: FakeCupy) -> None:
     sequence.close()
     sequence.close()
     assert pool.pages_in_use == memory.used_bytes["kv"] == 0
-
-
-@pytest.mark.parametrize("bad", ["cuda:x", "cuda:-1", "gpu", "cuda:0:1", "cuda:9999"])
-def test_a_wrong_device_name_is_refused(bad: str) -> None:
-    with pytest.raises(DeviceError, match="wanted cuda:N"):
-        parse_device(bad)
-
-
-def test_a_machine_without_a_driver_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> int:
-        raise KernelLaunchError("no CUDA driver on this machine")
-
-    monkeypatch.setattr(cuda_device, "driver_version", missing)
-    with pytest.raises(DeviceError, match="no CUDA driver"):
-        open_device("cuda:0")
-
-
-def test_an_index_past_the_last_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = SimpleNamespace(
-        runtimeGetVersion=lambda: 13000, getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError
-    )
-    fake = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
-    monkeypatch.setattr(cuda_device, "driver_version", lambda: 13000)
-    monkeypatch.setattr(cuda_device, "import_cupy", lambda: fake)
-    with pytest.raises(DeviceError, match="this machine has 1 CUDA device"):
-        open_device("cuda:1")
-
-
-def test_a_machine_without_nvrtc_says_so_before_a_model_is_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    properties = {"name": b"card", "major": 9, "minor": 0}
-    runtime = SimpleNamespace(
-        runtimeGetVersion=lambda: 13000, getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError,
-        setDevice=lambda index: None, getDeviceProperties=lambda index: properties,
-    )  # fmt: skip
-
-    def missing() -> tuple[int, int]:
-        raise KernelCompileError("NVRTC is not installed")
-
-    monkeypatch.setattr(cuda_device, "driver_version", lambda: 13000)
-    fake = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
-    monkeypatch.setattr(cuda_device, "import_cupy", lambda: fake)
-    monkeypatch.setattr(cuda_device, "nvrtc_version", missing)
-    with pytest.raises(DeviceError, match="--device cuda:0: NVRTC is not installed"):
-        open_device("cuda:0")
-
-
-def test_old_drivers_and_old_cards_are_refused() -> None:
-    with pytest.raises(DeviceError, match=r"driver supports CUDA 12\.4, the toolkit is 13\.0"):
-        check_versions(12040, 13000)
-    check_versions(13000, 12080)
-    with pytest.raises(DeviceError, match=r"7\.5"):
-        check_capability("Turing", (7, 5))
-    check_capability("Ampere", (8, 0))
-
-
-@pytest.mark.parametrize(
-    ("capability", "architecture"),
-    [
-        ((8, 0), "sm_80"),
-        ((8, 7), "sm_86"),
-        ((9, 0), "sm_90"),
-        ((10, 3), "sm_100"),
-        ((12, 0), "sm_120"),
-    ],
-)
-def test_the_newest_fitting_architecture_is_compiled_for(
-    capability: tuple[int, int], architecture: str
-) -> None:
-    assert architecture_of(capability) == architecture
-
-
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_splits_cover_every_position_of_their_bucket(architecture: str) -> None:
-    limits = DeviceLimits(architecture, 132, 232_448)
-    cases = [(window, heads) for window in (0, 1, 64, 128, 449, 450, 2047) for heads in (2, 8, 32)]
-    for window, heads in cases:
-        shape = AttentionShape(2 * heads, heads, 64, 1.0, window)
-        for position in (*range(0, 1200, 7), 127, 128, 511, 512, 2047, 2048, 8191, 8192, 131071):
-            bucket = BUCKETS[bucket_of(position)]
-            how = splitting(shape, bucket, limits)
-            first = max(0, position + 1 - window) // 64 * 64 if window else 0
-            n_keys = position + 1 - first
-            split_keys = max(how.least_keys, ceil(ceil(n_keys / how.most) / 16) * 16)
-            launched = how.splits_of(most_keys(shape, bucket))
-            assert ceil(n_keys / split_keys) <= launched <= how.most, (window, position)
-            assert how.tuning.cluster == 1 or limits.has_clusters
-
-
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "tuning"),
-    [
-        (14, 2, 64, DecodeTuning(8, 2, 8)),
-        (28, 4, 128, DecodeTuning(8, 1, 8)),
-        (32, 32, 96, DecodeTuning(7, 2, 2)),
-        (32, 32, 128, DecodeTuning(7, 2, 2)),
-    ],
-)
-def test_a_block_of_a_cluster_leaves_room_for_the_linear_before_it(
-    heads: int, kv_heads: int, head_dim: int, tuning: DecodeTuning
-) -> None:
-    limits = DeviceLimits("sm_90", 132, 232_448)
-    shape = AttentionShape(heads, kv_heads, head_dim, 1.0)
-    assert splitting(shape, BUCKETS[-1], limits).tuning == tuning
-    assert 2 * tuning.shared_bytes(head_dim) <= limits.shared_bytes
 
 
 def test_the_end_of_a_layer_brings_the_keys_of_the_next(

@@ -138,15 +138,6 @@ def disconnect(phase: str = "decode", **changed: Any) -> Any:
 
 def test_a_client_that_leaves() -> None:
     assert disconnect().numbers["p95_ms"] == 12
-
-
-def test_a_client_that_left_too_late_is_counted_and_not_judged() -> None:
-    late = (replace(leaving(), sent_ns=-2), replace(leaving(), sent_ns=-1))
-    left = (replace(leaving(), sent_ns=-3), leaving())
-    noticed = (metrics(jobs=4, at_ms=20), metrics(jobs=7, at_ms=20))
-    assert disconnect(left=left, noticed=noticed, late=late).verdict == Verdict.PASS
-    assert disconnect(left=left, noticed=noticed).verdict == Verdict.FAIL
-    assert disconnect(left=left, noticed=noticed, late=late[:1]).verdict == Verdict.FAIL
     assert disconnect("prefill", left=(leaving(0), leaving(0))).verdict == Verdict.PASS
     fails(disconnect(left=(leaving(),)), "2 /metrics for 1 clients", ERROR)
     once = metrics(jobs=4, at_ms=20)
@@ -160,6 +151,15 @@ def test_a_client_that_left_too_late_is_counted_and_not_judged() -> None:
     fails(disconnect(left=(leaving(by="server"), leaving())), "before its client left", ERROR)
     unanswered = replace(leaving(), status=None, chunks=())
     fails(disconnect(left=(unanswered, leaving())), "no answer came in phase decode")
+
+
+def test_a_client_that_left_too_late_is_counted_and_not_judged() -> None:
+    late = (replace(leaving(), sent_ns=-2), replace(leaving(), sent_ns=-1))
+    left = (replace(leaving(), sent_ns=-3), leaving())
+    noticed = (metrics(jobs=4, at_ms=20), metrics(jobs=7, at_ms=20))
+    assert disconnect(left=left, noticed=noticed, late=late).verdict == Verdict.PASS
+    assert disconnect(left=left, noticed=noticed).verdict == Verdict.FAIL
+    assert disconnect(left=left, noticed=noticed, late=late[:1]).verdict == Verdict.FAIL
 
 
 def test_a_client_that_leaves_the_queue() -> None:
